@@ -1,0 +1,44 @@
+# make demo · make test · make lab · make readme · make clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONHASHSEED := 0
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lab readme notebooks clean
+.DELETE_ON_ERROR:
+
+# Pinned to requirements.lock on the Python it was made for; elsewhere the ranges of pyproject.toml decide.
+$(VENV)/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"pispiral needs Python 3.10 to 3.12, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check torch==2.13.0
+	pins="$$($(BIN)/python -c 'import sys; print("-c requirements.lock" if sys.version_info[:2] in ((3, 11), (3, 12)) else "")')"; \
+	  $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $$pins -e '.[dev]'
+	touch $@
+
+# The whole plan on a real pretrained model: notebooks, records and figures under runs/demo and figures/demo.
+demo: $(VENV)/.installed
+	pispiral assets
+	pispiral run --profile demo
+
+# Notebooks and package agree, notebooks are clean, README is theirs; every module and phase notebook; pytest.
+test: $(VENV)/.installed
+	pispiral assets
+	$(BIN)/python tests/drift.py
+	rm -rf .cache/test-runs
+	PISPIRAL_RUNS=$(CURDIR)/.cache/test-runs OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --pause 0
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+lab: $(VENV)/.installed
+	cd nbs && jupyter lab --ip=127.0.0.1
+
+# README.md is nbs/index.ipynb with the outputs stored in it.
+readme: $(VENV)/.installed
+	jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 nbs/index.ipynb
+	nbdev_clean --fname nbs/index.ipynb
+	$(BIN)/python tests/drift.py --write-readme
+
+clean:
+	rm -rf $(VENV) .cache *.egg-info

@@ -1,0 +1,38 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def pytest_configure():
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    "A folder for runs, so that a test writes nothing into the repository."
+    monkeypatch.setenv("PISPIRAL_RUNS", str(tmp_path/"runs"))
+    return tmp_path/"runs"
+
+
+class Cli:
+    "The `pispiral` command in a process group of its own."
+    def start(self, *words):
+        return subprocess.Popen([BIN/"pispiral", *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def __call__(self, *words, expect=0):
+        process = self.start(*words)
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
+        return out, err
+
+
+@pytest.fixture
+def cli():
+    return Cli()

@@ -1,0 +1,141 @@
+"Whole runs, kills and the command line: what no notebook cell can test."
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+
+import nbformat
+import pytest
+
+from conftest import BIN, ROOT
+from pispiral.evidence.records import read_log
+
+ITEMS = "phase_03/items.jsonl"
+
+
+def told(records):
+    "Records without what a clock says."
+    drop = ("seconds", "runtime", "tokens_read")
+    return sorted((json.dumps({k: v for k, v in r.items() if k not in drop}, sort_keys=True) for r in records))
+
+
+def wait_for_items(path, n, process, seconds=300):
+    "Wait until a log holds `n` whole lines."
+    end = time.time() + seconds
+    while time.time() < end and process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= n: return
+        time.sleep(.05)
+    raise AssertionError(f"{path.name} never held {n} lines")
+
+
+def wait_until_free(path, seconds=60):
+    "Wait until no process holds a log's lock."
+    with open(path) as f:
+        for _ in range(seconds*10):
+            try: return fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError: time.sleep(.1)
+    raise AssertionError(f"{path.name} is still being written")
+
+
+def test_whole_plan_in_the_smoke_profile(runs, cli):
+    out, err = cli("run", "--profile", "smoke")
+    assert "pass gates of run 'smoke'" in out and "2.hybrid_short" in out and "IPKernelApp" not in err
+    for n in range(11):
+        folder = runs/"smoke"/f"phase_{n:02d}"
+        book = nbformat.read(folder/"executed.ipynb", 4)
+        assert all(c.execution_count for c in book.cells if c.cell_type == "code")
+        assert (folder/"executed.ipynb").stat().st_size < 1_000_000
+        assert json.loads((folder/"result.json").read_text())["status"] == "done"
+    text = "".join(p.read_text(errors="replace") for p in (runs/"smoke").rglob("*") if p.is_file())
+    assert str(ROOT) not in text and str(runs) not in text and os.path.expanduser("~/") not in text
+    result = json.loads((runs/"smoke"/"phase_02"/"result.json").read_text())
+    assert result["checks"]["hybrid_equals_rope"]["ok"] is True
+    heavy = json.loads((runs/"smoke"/"phase_05"/"result.json").read_text())
+    assert {g["verdict"] for g in heavy["gates"]} == {"not run"}
+    out, _ = cli("run", "--profile", "smoke")
+    assert out.count("done already") == 11
+    assert "done" in cli("status", "smoke")[0] and "Decision" in cli("decide", "smoke")[0]
+    cli("validate", "smoke", "--phase", "2")
+
+
+def test_killed_run_goes_on(runs, cli):
+    words = ("run", "--profile", "smoke", "--phases", "3", "--run-id")
+    cli(*words, "whole")
+    process = cli.start(*words, "killed")
+    wait_for_items(runs/"killed"/ITEMS, 2, process)
+    process.kill() # the runner alone: its kernel must notice and stop too
+    process.wait()
+    wait_until_free(runs/"killed"/ITEMS)
+    before = (runs/"killed"/ITEMS).read_text()
+    assert 2 <= before.count("\n") < len(read_log(runs/"whole"/ITEMS))
+    with open(runs/"killed"/ITEMS, "a") as f: f.write('{"key": "torn')
+    cli(*words, "killed")
+    after = (runs/"killed"/ITEMS).read_text()
+    assert after.startswith(before) # nothing asked again, nothing lost
+    keys = [r["key"] for r in read_log(runs/"killed"/ITEMS)]
+    assert len(keys) == len(set(keys))
+    for name in ("items.jsonl", "metrics.jsonl"):
+        assert told(read_log(runs/"killed"/"phase_03"/name)) == told(read_log(runs/"whole"/"phase_03"/name))
+
+
+def test_ctrl_c_stops_and_says_how_to_go_on(runs, cli):
+    process = cli.start("run", "--profile", "smoke", "--phases", "3")
+    wait_for_items(runs/"smoke"/ITEMS, 1, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on" in err
+    assert read_log(runs/"smoke"/ITEMS)
+
+
+def papermill(tmp_path, *parameters):
+    words = [w for name, value in parameters for w in ("-p", name, str(value))]
+    return subprocess.run([BIN/"papermill", "nbs/phases/phase_03_core.ipynb", tmp_path/"OUT.ipynb", "-k", "python3",
+                           *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_bare_papermill(runs, tmp_path):
+    done = papermill(tmp_path, ("profile", "smoke"), ("pos", "hybrid"), ("hybrid_K", 1024))
+    assert done.returncode == 0, done.stderr
+    (run,) = (path.parent for path in runs.glob("*/run.json"))
+    modes = {(r["mode"], r["config"]["hybrid_K"]) for r in read_log(run/ITEMS)}
+    assert modes == {("rope", 1024), ("hybrid", 1024)}
+
+
+def test_bare_papermill_refuses_an_unknown_parameter(runs, tmp_path):
+    failed = papermill(tmp_path, ("profile", "smoke"), ("pos", "hybrid"), ("hybridK", 1024))
+    assert failed.returncode != 0 and "did you mean 'hybrid_K'?" in failed.stderr
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("words, says", [
+    (("--profile", "dmeo"), "did you mean 'demo'?"),
+    (("--set", "modes=[hybird]"), "did you mean 'hybrid'?"),
+    (("--set", "model=smollm2-135m-instruc"), "did you mean 'smollm2-135m-instruct'?"),
+    (("--set", "hybridK=1024"), "did you mean 'hybrid_K'?"),
+    (("--set", "hybrid_K=16384"), "hybrid_K=16384 must be below target_length=16384"),
+    (("--set", "short_lengths=[20]"), "length=20"),
+    (("--set", "long_lengths=[1000000000]", "--set", "target_length=2000000000"), "does not fit"),
+    (("--phases", "11"), "0, 1, 2"),
+    (("--run-id", "../elsewhere"), "run_id='../elsewhere'"),
+])
+def test_bad_input_is_one_line_and_writes_nothing(runs, cli, words, says):
+    profile = () if "--profile" in words else ("--profile", "smoke")
+    _, err = cli("run", *profile, *words, expect=2)
+    assert says in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not runs.exists()
+
+
+def test_a_run_of_another_configuration_is_not_written_over(runs, cli):
+    cli("run", "--profile", "smoke", "--phases", "9", "--run-id", "mine")
+    before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
+    _, err = cli("run", "--profile", "smoke", "--set", "hybrid_K=1024", "--run-id", "mine", expect=2)
+    assert "hybrid_K: 2048 there, 1024 here" in err
+    assert {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()} == before
+
+
+def test_importing_pispiral_does_not_import_torch():
+    code = ("import pispiral, sys; assert 'torch' not in sys.modules; "
+            "from pispiral import load_model; assert 'torch' in sys.modules")
+    subprocess.run([BIN/"python", "-c", code], check=True)
