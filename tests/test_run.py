@@ -117,6 +117,8 @@ def test_bare_papermill_refuses_an_unknown_parameter(runs, tmp_path):
     (("--set", "hybrid_K=16384"), "hybrid_K=16384 must be below target_length=16384"),
     (("--set", "short_lengths=[20]"), "length=20"),
     (("--set", "long_lengths=[1000000000]", "--set", "target_length=2000000000"), "does not fit"),
+    (("--set", "hybrid_K=6000"), "6000"),
+    (("--set", "device=gpu"), "device='gpu'"),
     (("--phases", "11"), "0, 1, 2"),
     (("--run-id", "../elsewhere"), "run_id='../elsewhere'"),
 ])

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'Run', 'run_command', 'status', 'validate', 'decide', 'assets']
 
-# %% ../../nbs/7_lab/74_cli.ipynb #f6a226a9
+# %% ../../nbs/7_lab/74_cli.ipynb #c703a6b1
 import functools
 from typing import Annotated, Optional
 
 import typer
 
-# %% ../../nbs/7_lab/74_cli.ipynb #d395702f
+# %% ../../nbs/7_lab/74_cli.ipynb #0f9d3977
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
                   pretty_exceptions_enable=False, help=
     "A laboratory for long-context position codes: **π-spiral**, **attractor memory** and a **hybrid gate**, "
@@ -33,16 +33,16 @@ def _one_line_errors(command):
 
 Run = Annotated[str, typer.Argument(help="Name of a run: a folder in runs/.")]
 
-# %% ../../nbs/7_lab/74_cli.ipynb #4381b911
+# %% ../../nbs/7_lab/74_cli.ipynb #41d648e2
 def _say_plan(profile, folder_name, phases):
     "Print what would run and what it costs."
     from rich.console import Console
     from rich.table import Table
     from transformers import AutoTokenizer
     from pispiral.lab.protocol import plan_report
-    from pispiral.lab.runner import PHASES, check_lengths, run_rates, runs_dir
+    from pispiral.lab.runner import PHASES, check_model, run_rates, runs_dir
     from pispiral.model.loading import resolve
-    shape = check_lengths(profile)
+    shape = check_model(profile)
     rows, notes = plan_report(profile, AutoTokenizer.from_pretrained(resolve(profile.model)), shape,
                               run_rates(runs_dir()/folder_name, shape, profile), phases)
     table = Table("phase", "what", "questions", "tokens to read", "about", "peak memory",
@@ -81,7 +81,7 @@ def run_command(
                f"\nfigures:            figures/{folder.name}/"
                f"\nwhat to claim:      pispiral decide {folder.name}")
 
-# %% ../../nbs/7_lab/74_cli.ipynb #7d5a082c
+# %% ../../nbs/7_lab/74_cli.ipynb #b5a23b29
 def _say_gates(folder, phases=None):
     "Print the gates' verdicts; returns them."
     from rich.console import Console
@@ -134,7 +134,7 @@ def decide(run_id: Run = "demo"):
     gates = evaluate_gates(find_run(run_id), load_gates(repository()/"nbs"/"profiles"/"pass_gates.yaml"))
     Console().print(Markdown(decision_markdown(decision(gates))))
 
-# %% ../../nbs/7_lab/74_cli.ipynb #21430f73
+# %% ../../nbs/7_lab/74_cli.ipynb #328d6147
 @app.command()
 @_one_line_errors
 def assets():

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['POLICIES', 'repository', 'profile_names', 'Profile', 'load_profile', 'parse_settings']
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #05b8fc30
+# %% ../../nbs/7_lab/71_profiles.ipynb #79f2ab0d
 import os
+from itertools import combinations
 from pathlib import Path
 
 import yaml
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..errors import one_of
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #d53dfc6f
+# %% ../../nbs/7_lab/71_profiles.ipynb #b9becb6e
 def repository(): # the folder
     "The repository's top folder; ValueError if there is none."
     here = Path.cwd()
@@ -29,7 +30,7 @@ def profile_names(): # list of str
     "The profiles that exist."
     return sorted(p.stem for p in (repository()/"nbs"/"profiles").glob("*.yaml") if p.stem != "pass_gates")
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #b693130b
+# %% ../../nbs/7_lab/71_profiles.ipynb #5463f7a8
 class Profile(BaseModel):
     "The configuration of a run."
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -102,7 +103,7 @@ class Profile(BaseModel):
         names = ("hybrid_K", "target_length", "irrational", "spiral", "blend", "tau", "logit_scale")
         return {k: getattr(self, k) for k in names}
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #824cd070
+# %% ../../nbs/7_lab/71_profiles.ipynb #f5c8a320
 POLICIES = ("exp_c_over_N", "fixed", "learned")
 
 def _check_names(p):
@@ -116,7 +117,16 @@ def _check_names(p):
     one_of(p.value, VALUES, "a kind of value", name="value")
     one_of(p.dtype, ("auto", *DTYPES), "a dtype", name="dtype")
     one_of(p.alpha_policy, POLICIES, "a policy", name="alpha_policy")
-    for mode in {*p.modes, *p.core_modes, *p.sanity_modes}: mode_code(mode, **p.code_options())
+    codes = {mode: mode_code(mode, **p.code_options()) for mode in (*p.modes, *p.core_modes, *p.sanity_modes)}
+    for a, b in combinations(codes, 2): # records are told apart by their code
+        if codes[a] == codes[b]: raise ValueError(f"modes {a} and {b} are the same code here: leave one of them out")
+    if p.device != "auto": _check_device(p.device)
+
+def _check_device(device):
+    "ValueError if there is no such device."
+    import torch
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    one_of(device, ["auto", "cpu", *(["cuda"] if cards else []), *cards], "a device of this machine", name="device")
 
 def _one_line(error):
     "pydantic's complaints in one line."
@@ -131,12 +141,13 @@ def load_profile(name:str="demo",  # a profile's name
     data = yaml.safe_load((folder/f"{one_of(name, profile_names(), 'a profile', name='profile')}.yaml").read_text())
     if not isinstance(data, dict): raise ValueError(f"profile {name!r} is not a table of keys and values")
     for key in (*data, *overrides): one_of(key, Profile.model_fields, "a key of a profile")
+    if "name" in overrides: raise ValueError("name is the profile's file name and cannot be set: use --run-id to name a run")
     try: profile = Profile(**{**data, **overrides})
     except ValidationError as e: raise ValueError(_one_line(e)) from None
     _check_names(profile)
     return profile
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #02221db9
+# %% ../../nbs/7_lab/71_profiles.ipynb #f88020cb
 def parse_settings(pairs # ["key=value", …]
                   ):     # dict
     "Overrides from `key=value` words, values read as YAML; ValueError on a word of another form."

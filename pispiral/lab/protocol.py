@@ -6,13 +6,17 @@
 __all__ = ['four_bit_works', 'machine_checks', 'phase_accuracy', 'shape_check', 'unit_tests', 'hybrid_equals_rope', 'settings',
            'sanity_questions', 'niah_steps', 'niah_plan', 'plan_report', 'left_out_text']
 
-# %% ../../nbs/7_lab/72_protocol.ipynb #da4729fa
+# %% ../../nbs/7_lab/72_protocol.ipynb #c4e9113f
 import importlib.util, re, subprocess, sys
 from collections import Counter
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from transformers import LlamaConfig
 
+from ..encoding.positions import make_code
 from ..encoding.spiral import IRRATIONALS, PiSpiralPositional, phase, xi
 from ..evidence.determinism import Check
 from ..evidence.evaluate import Setting, mode_code, plan
@@ -22,7 +26,7 @@ from ..model.stream import new_cache, prefill
 from ..tasks.niah import niah_item
 from ..tasks.shortqa import shortqa_item
 
-# %% ../../nbs/7_lab/72_protocol.ipynb #959c55ab
+# %% ../../nbs/7_lab/72_protocol.ipynb #460dc57a
 def four_bit_works(): # Check
     "Quantise a matrix to NF4 with bitsandbytes and multiply by it."
     if importlib.util.find_spec("bitsandbytes") is None: return Check(None, "bitsandbytes is absent", {})
@@ -43,7 +47,7 @@ def machine_checks(): # {name: Check}
     return dict(cuda=Check(cuda or None, device, {}), flash_attn=Check(flash or None, kernels, {}),
                 four_bit=four_bit_works())
 
-# %% ../../nbs/7_lab/72_protocol.ipynb #6b1094ff
+# %% ../../nbs/7_lab/72_protocol.ipynb #3f872ca4
 def phase_accuracy(n=10_000, largest=2**40, seed=0): # Check
     "Phases of every irrational against 200-bit arithmetic at random positions, beside the usual fp32 product."
     import mpmath
@@ -62,29 +66,34 @@ def phase_accuracy(n=10_000, largest=2**40, seed=0): # Check
                              f"the usual fp32 product is off by {worst_fp32:.2f} turn",
                  dict(error_over_bound=worst, fp32_error_turns=worst_fp32, positions=len(ns)*4))
 
-def shape_check(head_dim=64): # Check
-    "e_n and the rotation tables have the planned shapes."
+def shape_check(): # Check
+    "e_n and a rotation table have the planned shapes; the attractor's state, which the claim names too, is open."
     e = PiSpiralPositional("pi", n_harmonics=3)(torch.arange(10).view(2, 5))
     ok = (tuple(e.shape) == (2, 5, 6)
           and bool(torch.allclose(e.view(2, 5, 3, 2).norm(dim=-1), torch.ones(()), atol=1e-6)))
-    return Check(ok, f"e_n for a [2, 5] block and three harmonics has shape {list(e.shape)} and unit length",
-                 dict(shape=list(e.shape)))
+    config = LlamaConfig(head_dim=64, max_position_embeddings=8192)
+    cos, sin = make_code(mode_code("hybrid"), config)(e, torch.arange(5)[None])
+    ok = ok and tuple(cos.shape) == tuple(sin.shape) == (1, 5, 64) and cos.dtype == torch.float32
+    return Check(None if ok else False,
+                 f"e_n for a [2, 5] block and three harmonics has shape {list(e.shape)} and unit length, a rotation "
+                 f"table for 5 positions {list(cos.shape)}; there is no attractor state to look at in this build",
+                 dict(e=list(e.shape), table=list(cos.shape)))
 
-# %% ../../nbs/7_lab/72_protocol.ipynb #44882e1d
+# %% ../../nbs/7_lab/72_protocol.ipynb #ded1d184
 def unit_tests(): # Check
     "Run tests/test_encodings.py, and tests/test_attractor.py if there is one, with pytest."
     from pispiral.lab.profiles import repository
     if importlib.util.find_spec("pytest") is None: return Check(None, "pytest is absent", {})
     files = [f for f in ("tests/test_encodings.py", "tests/test_attractor.py") if (repository()/f).is_file()]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files], cwd=repository(),
-                          capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=repository(), capture_output=True, text=True)
     said = re.sub(r" in [\d.]+s.*", "", done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "no output")
     if done.returncode: return Check(False, f"{', '.join(files)}: {said}", {})
     both = len(files) == 2
     absent = "" if both else "; there is no attractor to test in this build"
     return Check(True if both else None, f"{', '.join(files)}: {said}" + absent, {})
 
-# %% ../../nbs/7_lab/72_protocol.ipynb #a8ab6fdb
+# %% ../../nbs/7_lab/72_protocol.ipynb #f56c8b03
 @torch.inference_mode()
 def hybrid_equals_rope(model, profile, items): # Check
     "Largest difference between the logits of hybrid and RoPE after prompts of at most K tokens."
@@ -102,13 +111,14 @@ def hybrid_equals_rope(model, profile, items): # Check
                              f"at {', '.join(map(str, lengths))} tokens: {worst:g}",
                  dict(lengths=lengths, max_abs_diff=worst, items=len(items), K=profile.hybrid_K))
 
-# %% ../../nbs/7_lab/72_protocol.ipynb #1a0cb729
+# %% ../../nbs/7_lab/72_protocol.ipynb #553a73c2
 def settings(profile, modes): # {mode: Setting}
     "How this run asks under each mode."
     device = best_device() if profile.device == "auto" else profile.device
     dtype = best_dtype(device) if profile.dtype == "auto" else profile.dtype
     code = lambda m: mode_code(m, **profile.code_options())
-    return {m: Setting(profile.model, m, code(m), profile.window, dtype, device, profile.chunk) for m in modes}
+    model = Path(profile.model).name if Path(profile.model).is_dir() else profile.model # a record names no folder
+    return {m: Setting(model, m, code(m), profile.window, dtype, device, profile.chunk) for m in modes}
 
 def _needles(tok, profile, length, depths):
     return [niah_item(tok, length, d, seed=s, haystack=profile.haystack, value=profile.value)
@@ -140,7 +150,7 @@ def niah_plan(tok, profile, shape:Shape, rates:Rates): # Plan
     seconds = profile.minutes and profile.minutes*60
     return plan(niah_steps(tok, profile), shape, rates, seconds, profile.chunk, profile.window, free)
 
-# %% ../../nbs/7_lab/72_protocol.ipynb #d87208e4
+# %% ../../nbs/7_lab/72_protocol.ipynb #67cba94d
 def _row(number, what, plan, shape, profile, setting):
     "One row of `plan_report`."
     if not plan.chosen: return (number, what, "0", "", "", "")

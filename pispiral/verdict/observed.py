@@ -6,20 +6,21 @@
 __all__ = ['VARIANT', 'Records', 'load_records', 'NotRun', 'profile_value', 'native_length', 'pool', 'main_items', 'paired_items',
            'log_files']
 
-# %% ../../nbs/5_verdict/50_observed.ipynb #0390c6af
+# %% ../../nbs/5_verdict/50_observed.ipynb #52793168
 import json
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 from ..evidence.records import read_log
 
-# %% ../../nbs/5_verdict/50_observed.ipynb #b7c94bb1
+# %% ../../nbs/5_verdict/50_observed.ipynb #0c0123e1
 __all__ = ["VARIANT", "Records", "load_records", "NotRun", "profile_value", "native_length", "pool", "main_items",
            "paired_items", "log_files"]
 
-# %% ../../nbs/5_verdict/50_observed.ipynb #3e68a17d
+# %% ../../nbs/5_verdict/50_observed.ipynb #7de86ada
 _PLAIN = ("key", "task", "haystack", "length", "depth", "seed", "mode", "model") # taken over as they are
-_PAIR = ("model", "task", "haystack", "length", "depth", "seed", "expected", "needle_at") # alike in comparable answers
+_PAIR = ("model", "task", "haystack", "length", "depth", "seed", "expected", "needle_at",
+         "dtype", "device", "chunk") # alike in comparable answers
 VARIANT = ("irrational", "alpha_policy", "hybrid_K", "attractor", "blend", "spiral", "window") # what ablations vary
 
 @dataclass
@@ -31,7 +32,7 @@ class Records:
     items: pd.DataFrame # one row an item, over all phases
     metrics: pd.DataFrame # one row a cell, with its phase
 
-# %% ../../nbs/5_verdict/50_observed.ipynb #98fd041f
+# %% ../../nbs/5_verdict/50_observed.ipynb #6fd9bc45
 def _item(row:dict, # a line of items.jsonl
           where:str # file, for messages
          ) -> dict: # a flat row
@@ -45,7 +46,7 @@ def _item(row:dict, # a line of items.jsonl
             "score": float(row["score"]), "pair": json.dumps([row.get(k)
                                                               for k in _PAIR]), "file": where, "phases": set()}
 
-# %% ../../nbs/5_verdict/50_observed.ipynb #4f9675d4
+# %% ../../nbs/5_verdict/50_observed.ipynb #9ca831f6
 def _log(path:Path, # a .jsonl file of a phase
          folder:Path # the run's folder
         ) -> list: # its records
@@ -61,7 +62,7 @@ def _json(path:Path, # a JSON file
     try: return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as e: raise ValueError(f"{path.relative_to(folder)} is corrupt: {e}") from None
 
-# %% ../../nbs/5_verdict/50_observed.ipynb #04aa7861
+# %% ../../nbs/5_verdict/50_observed.ipynb #389b3852
 def load_records(run_dir # runs/<run_id>
                 ) -> Records: # all that its phases have recorded
     "Read a run's records."
@@ -84,7 +85,7 @@ def load_records(run_dir # runs/<run_id>
                    pd.DataFrame(list(items.values()), columns=columns).astype({k: object for k in VARIANT}),
                    pd.DataFrame(metrics, columns=None if metrics else ["phase", "model", "mode"]))
 
-# %% ../../nbs/5_verdict/50_observed.ipynb #828c987c
+# %% ../../nbs/5_verdict/50_observed.ipynb #40e1e178
 class NotRun(Exception):
     "An input that a rule needs does not exist."
 
@@ -101,7 +102,7 @@ def native_length(rec, # records
     "The native length of a phase's model."
     return rec.results.get(phase, {}).get("native_length") or profile_value(rec, "native_length")
 
-# %% ../../nbs/5_verdict/50_observed.ipynb #05481479
+# %% ../../nbs/5_verdict/50_observed.ipynb #bec2a0c4
 def pool(rec, # records
           phase # of the gate
          ) -> pd.DataFrame: # items
@@ -126,7 +127,7 @@ def main_items(rec, # records
     if rows.empty: raise NotRun(f"no item of mode {mode!r} stands in any items.jsonl that phase {phase} may use")
     return rows.drop_duplicates("pair")
 
-# %% ../../nbs/5_verdict/50_observed.ipynb #2f42689b
+# %% ../../nbs/5_verdict/50_observed.ipynb #8612c3d8
 def paired_items(rec, # records
             phase, # of the gate
             a, # mode label

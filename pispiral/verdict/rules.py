@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLAIM_RULES', 'finding', 'worst_of', 'lengths_text', 'gain_text', 'phase_table']
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #49e6dc1b
+# %% ../../nbs/5_verdict/52_rules.ipynb #ba71b973
 import math
 from itertools import pairwise
 import numpy as np
@@ -17,10 +17,10 @@ from .observed import (NotRun, log_files, main_items, native_length, paired_item
 from .stats import (flat_slope, items_to_decide, mcnemar_exact, non_inferior, oscillation, paired_gain,
                                     trend, wilson)
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #d6945c10
+# %% ../../nbs/5_verdict/52_rules.ipynb #09df864a
 __all__ = ["CLAIM_RULES", "finding", "worst_of", "lengths_text", "gain_text", "phase_table"]
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #22454c1b
+# %% ../../nbs/5_verdict/52_rules.ipynb #305b3a4c
 def finding(verdict, # "pass", "fail" or "inconclusive"
             reason, # one sentence
             evidence, # numbers
@@ -38,7 +38,7 @@ def worst_of(verdicts # of the parts of a claim
     "A claim with parts: fails with any part, passes with all."
     return "fail" if "fail" in verdicts else "pass" if set(verdicts) == {"pass"} else "inconclusive"
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #c80ca359
+# %% ../../nbs/5_verdict/52_rules.ipynb #0625b4cd
 def lengths_text(values # token counts
                 ) -> str: # for a sentence
     "Distinct lengths in order."
@@ -56,7 +56,7 @@ def _more(gain, # a Gain
     "How many pairs would decide."
     return f"{max(needed - gain.n, 0)} more pairs without a loss ({needed} in all)"
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #202a2301
+# %% ../../nbs/5_verdict/52_rules.ipynb #4c2a0d70
 def _check(rec, # records
            phase, # whose result.json holds the check
            *,
@@ -72,7 +72,7 @@ def _check(rec, # records
     reason = found.get("detail") or f"check {check} is {found.get('ok')}"
     return finding(verdict, reason, numbers, [where], f"an answer to check {check}")
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #6692681d
+# %% ../../nbs/5_verdict/52_rules.ipynb #684b64cf
 def _short_guard(rec, # records
                  phase, # of the gate
                  *,
@@ -97,10 +97,14 @@ def _short_guard(rec, # records
             needs.append(f"{mode}: {_more(gain, needed)}"
                          + (f" and items at {lengths_text(lacking)}" if lacking else ""))
         files += log_files(both)
+    for mode in (m for m in candidates if m not in present): # the claim names it, so its absence leaves it open
+        verdicts.append("inconclusive")
+        words.append(f"{mode}: not asked")
+        needs.append(f"{mode}: items at {lengths_text(short)}")
     reason = f"At lengths up to {max(short)}, against {baseline}: " + "; ".join(words)
     return finding(worst_of(verdicts), reason, evidence, sorted(set(files)), "; ".join(needs))
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #c9362d76
+# %% ../../nbs/5_verdict/52_rules.ipynb #92c40e43
 def _proof(rec, # records
            phase # whose result.json
           ): # proven lengths, K, largest difference, items, broken?
@@ -126,7 +130,7 @@ def _open_pairs(rec, # records
     covered = (both.length <= max(proven, default=0)) & ~both.length.isin([n for n in short if n not in proven])
     return both[~covered], both[covered]
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #7eaf6e03
+# %% ../../nbs/5_verdict/52_rules.ipynb #68a5663e
 def _hybrid_short(rec, # records
                   phase, # of the gate
                   *,
@@ -157,7 +161,7 @@ def _hybrid_short(rec, # records
                    sorted({*([where] if proven else []), *log_files(tested), *log_files(covered)}),
                    f"{_more(gain, needed)} at {lengths_text(open_lengths or tested.length)}")
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #649167d6
+# %% ../../nbs/5_verdict/52_rules.ipynb #39b10cd9
 def _gain(rec, # records
           phase, # of the gate
           *,
@@ -188,7 +192,7 @@ def _gain(rec, # records
     reason = f"{candidate} against {baseline} at lengths {where}: {gain_text(gain)}; the bar is {min_gain:+.2f}"
     return finding(verdict, reason, evidence, log_files(both), needs)
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #a9e79475
+# %% ../../nbs/5_verdict/52_rules.ipynb #a7ccc5be
 def _by_length(rec, # records
                phase, # of the gate
                mode # label
@@ -208,7 +212,7 @@ def _steps(curve, # frame of `_by_length`
     ends = [confint_proportions_2indep(*o, compare="diff", method="newcomb", alpha=2*alpha/len(args)) for o in args]
     return [low for low, _ in ends], [-high for _, high in ends]
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #d28ec800
+# %% ../../nbs/5_verdict/52_rules.ipynb #4690d8da
 def _smooth_decay(rec, # records
                   phase, # of the gate
                   *,
@@ -252,7 +256,7 @@ def _no_oscillation(rec, # records
     reason = f"{mode} over {o.n} lengths: p={o.p:.3g} for the strongest line, residuals {o.rms:.3f} rms"
     return finding(o.verdict, reason, evidence, files, "more items at each length")
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #b9571bf0
+# %% ../../nbs/5_verdict/52_rules.ipynb #786356fb
 def phase_table(rec, # records
                 phase, # whose folder
                 name, # file
@@ -278,7 +282,7 @@ def _windowed(rec, # records
     if rows.empty: raise NotRun(f"phase_{phase:02d}/system.csv has no row with a full sliding window")
     return rows.assign(series=rows.reindex(columns=["mode", "device", "window"]).astype(str).agg(" ".join, axis=1))
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #6d61f1be
+# %% ../../nbs/5_verdict/52_rules.ipynb #93e1e246
 def _flat(rec, # records
           phase, # whose system.csv
           *,
@@ -313,7 +317,7 @@ def _flat(rec, # records
     return finding(worst_of(verdicts), reason, evidence, [f"phase_{phase:02d}/system.csv"],
                    f"a windowed stream {claim}" if short else "more lengths with a full window")
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #2479e6d0
+# %% ../../nbs/5_verdict/52_rules.ipynb #863bc28c
 def _retrieval(rec, # records
                phase, # of the gate
                *,
@@ -334,6 +338,6 @@ def _retrieval(rec, # records
     evidence = dict(n=n, right=right, lower=low, upper=high, worst_depth=worst)
     return finding(verdict, reason, evidence, log_files(rows), "more items at each depth")
 
-# %% ../../nbs/5_verdict/52_rules.ipynb #a850255d
+# %% ../../nbs/5_verdict/52_rules.ipynb #c211a251
 CLAIM_RULES = dict(check=_check, hybrid_short=_hybrid_short, short_guard=_short_guard, gain=_gain,
                    smooth_decay=_smooth_decay, no_oscillation=_no_oscillation, flat=_flat, retrieval=_retrieval)
