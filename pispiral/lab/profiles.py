@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLICIES', 'repository', 'profile_names', 'Profile', 'load_profile', 'parse_settings']
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #79f2ab0d
+# %% ../../nbs/7_lab/71_profiles.ipynb #f436c1a5
 import os
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..errors import one_of
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #b9becb6e
+# %% ../../nbs/7_lab/71_profiles.ipynb #f574b915
 def repository(): # the folder
     "The repository's top folder; ValueError if there is none."
     here = Path.cwd()
@@ -30,7 +30,7 @@ def profile_names(): # list of str
     "The profiles that exist."
     return sorted(p.stem for p in (repository()/"nbs"/"profiles").glob("*.yaml") if p.stem != "pass_gates")
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #5463f7a8
+# %% ../../nbs/7_lab/71_profiles.ipynb #376d6c84
 class Profile(BaseModel):
     "The configuration of a run."
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,8 +64,14 @@ class Profile(BaseModel):
     tau: float | None = Field(None, gt=0)  # width of the hybrid's gate in tokens; None is K/16
     logit_scale: float = Field(0.15, ge=0)
     window: int | None = Field(None, ge=1) # keys a query sees; None is all
+    attractor: str | None = None     # a trained attractor's folder or packaged name, for the mode of that name
+    attractor_window: int = Field(1024, ge=1) # keys a query sees in the modes `attractor` and `window`
+    sinks: int = Field(4, ge=0)      # first tokens that stay in sight in those modes
     alpha_policy: str = "exp_c_over_N"
     inject_layers: int = Field(0, ge=0)    # last layers that read the attractor; 0 is off
+    nano_seeds: int = Field(0, ge=0) # training seeds of the nano ablation in phase 6; 0 leaves it out
+    nano_variants: list[str] = ["attractor", "none", "constant e", "linear", "alpha trained", "alpha target", "alpha 0.99"]
+    nano_lengths: list[int] = [1024, 16384, 65536]
     chunk: int = Field(512, ge=1)          # tokens a prefill pass
     minutes: float | None = Field(None, gt=0) # estimated minutes phase 3 may take; None is no limit
     memory_cap_gib: float | None = Field(None, gt=0)
@@ -103,12 +109,12 @@ class Profile(BaseModel):
         names = ("hybrid_K", "target_length", "irrational", "spiral", "blend", "tau", "logit_scale")
         return {k: getattr(self, k) for k in names}
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #f5c8a320
+# %% ../../nbs/7_lab/71_profiles.ipynb #85c83af8
 POLICIES = ("exp_c_over_N", "fixed", "learned")
 
 def _check_names(p):
     "ValueError with the nearest name if a name in profile `p` is unknown."
-    from pispiral.evidence.evaluate import MODES, mode_code
+    from pispiral.evidence.evaluate import MODES, WINDOWED, mode_code
     from pispiral.model.loading import DTYPES
     from pispiral.tasks.items import HAYSTACKS, VALUES
     for field in ("modes", "core_modes", "sanity_modes"):
@@ -117,7 +123,16 @@ def _check_names(p):
     one_of(p.value, VALUES, "a kind of value", name="value")
     one_of(p.dtype, ("auto", *DTYPES), "a dtype", name="dtype")
     one_of(p.alpha_policy, POLICIES, "a policy", name="alpha_policy")
-    codes = {mode: mode_code(mode, **p.code_options()) for mode in (*p.modes, *p.core_modes, *p.sanity_modes)}
+    from pispiral.model.nano import nano_variants
+    for name in p.nano_variants: one_of(name, nano_variants(), "a nano variant", name="nano_variants")
+    asked = (*p.modes, *p.core_modes, *p.sanity_modes)
+    if "attractor" in asked:
+        if p.attractor is None: raise ValueError("mode 'attractor' needs attractor=: a trained attractor's folder or name")
+        from pispiral.model.loading import checkpoint
+        checkpoint(p.attractor)
+    from pispiral.model.attention import check_span
+    check_span(p.attractor_window, p.sinks)
+    codes = {mode: mode_code(mode, **p.code_options()) for mode in asked if mode not in WINDOWED}
     for a, b in combinations(codes, 2): # records are told apart by their code
         if codes[a] == codes[b]: raise ValueError(f"modes {a} and {b} are the same code here: leave one of them out")
     if p.device != "auto": _check_device(p.device)
@@ -147,7 +162,7 @@ def load_profile(name:str="demo",  # a profile's name
     _check_names(profile)
     return profile
 
-# %% ../../nbs/7_lab/71_profiles.ipynb #f88020cb
+# %% ../../nbs/7_lab/71_profiles.ipynb #baa80dd9
 def parse_settings(pairs # ["key=value", …]
                   ):     # dict
     "Overrides from `key=value` words, values read as YAML; ValueError on a word of another form."

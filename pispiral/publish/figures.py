@@ -6,7 +6,7 @@
 __all__ = ['MODE_STYLE', 'COLUMN', 'PAGE', 'mode_style', 'in_order', 'style', 'token_label', 'token_axis', 'as_image',
            'retrieval_heatmap', 'length_curves', 'auc_over_depth_bars', 'phase_figure', 'save_figure']
 
-# %% ../../nbs/6_publish/61_figures.ipynb #c4315e24
+# %% ../../nbs/6_publish/61_figures.ipynb #0b2d65b1
 import math, re, textwrap, warnings
 from pathlib import Path
 from zlib import crc32
@@ -20,18 +20,19 @@ from plotly.subplots import make_subplots
 from ..evidence.records import digest, write_text
 from ..verdict.stats import auc_over_depth, wilson
 
-# %% ../../nbs/6_publish/61_figures.ipynb #d767c89e
+# %% ../../nbs/6_publish/61_figures.ipynb #f9c3b186
 __all__ = ["COLUMN", "PAGE", "MODE_STYLE", "mode_style", "in_order", "token_label", "token_axis", "style",
            "retrieval_heatmap", "length_curves", "auc_over_depth_bars", "phase_figure", "as_image", "save_figure"]
 
-# %% ../../nbs/6_publish/61_figures.ipynb #8d9db4fb
+# %% ../../nbs/6_publish/61_figures.ipynb #201ee62e
 def _look(color, dash, symbol): return dict(color=color, dash=dash, symbol=symbol)
 
 MODE_STYLE = dict(rope=_look("#000000", "solid", "circle"), linear=_look("#7F7F7F", "dot", "x"),
                   rope_ntk=_look("#E69F00", "solid", "square"), dynamic_ntk=_look("#E69F00", "dot", "square-open"),
                   yarn=_look("#009E73", "dash", "triangle-up"), alibi=_look("#56B4E9", "solid", "pentagon"),
                   nope=_look("#7F7F7F", "dashdot", "cross"), pi_spiral=_look("#CC79A7", "solid", "star"),
-                  pi_spiral_single=_look("#CC79A7", "dot", "star-open"), hybrid=_look("#D55E00", "solid", "diamond"))
+                  pi_spiral_single=_look("#CC79A7", "dot", "star-open"), hybrid=_look("#D55E00", "solid", "diamond"),
+                  attractor=_look("#0072B2", "solid", "hexagon"), window=_look("#0072B2", "dot", "hexagon-open"))
 _SPARE = ("#0072B2", "#009E73", "#56B4E9", "#E69F00", "#CC79A7")
 
 def mode_style(mode:str # label
@@ -45,7 +46,7 @@ def in_order(modes # labels, any order, repeats allowed
     "Modes in the order in which every figure and table lists them."
     return [m for m in MODE_STYLE if m in set(modes)] + sorted(set(modes) - set(MODE_STYLE))
 
-# %% ../../nbs/6_publish/61_figures.ipynb #c5f46462
+# %% ../../nbs/6_publish/61_figures.ipynb #ad719289
 COLUMN, PAGE = 480, 960 # px; 8.5 and 17 cm in print
 _INK, _FAINT = "#222222", "#E5E5E5"
 
@@ -68,7 +69,7 @@ def style(fig:go.Figure,
     fig.update_xaxes(showgrid=False, **axis)
     return fig.update_yaxes(**axis)
 
-# %% ../../nbs/6_publish/61_figures.ipynb #db05c0fe
+# %% ../../nbs/6_publish/61_figures.ipynb #b88be40c
 def token_label(n:int # tokens
                ) -> str: # 512, 1k, 12k, 1M
     "A round number of tokens in short, any other in full."
@@ -88,7 +89,7 @@ def token_axis(fig:go.Figure,
     return fig.update_xaxes(type="log", range=[(low - pad)*math.log10(2), (high + pad)*math.log10(2)], tickvals=ticks,
                             ticktext=[token_label(t) for t in ticks], title_text=title)
 
-# %% ../../nbs/6_publish/61_figures.ipynb #0e50cd2e
+# %% ../../nbs/6_publish/61_figures.ipynb #d0378661
 _CELL = ["model", "mode", "task", "haystack", "length", "depth", "seed", "config_hash"]
 
 def _frame(rows, # dicts, or a DataFrame
@@ -115,7 +116,7 @@ def _items(items # lines of items.jsonl
     rows = rows[~rows.key.duplicated() | rows.key.isna()]
     return rows.assign(config_hash=[digest([c, str(w)]) for c, w in zip(rows.config, rows.window)])
 
-# %% ../../nbs/6_publish/61_figures.ipynb #04d8871f
+# %% ../../nbs/6_publish/61_figures.ipynb #becddd60
 def _span(values # numbers
          ) -> str: # "5" or "3 to 5"
     "Smallest and largest."
@@ -152,7 +153,7 @@ def _nothing(what, # records that are missing
     return fig.add_annotation(text=f"nothing measured<br>({what})", x=.5, y=.5, xref="paper", yref="paper",
                               showarrow=False, font_size=14)
 
-# %% ../../nbs/6_publish/61_figures.ipynb #ed7a8138
+# %% ../../nbs/6_publish/61_figures.ipynb #576e3864
 def as_image(fig:go.Figure,
              format:str="png", # png, pdf or svg
              scale:float=1 # pixels per pixel of the figure
@@ -163,7 +164,7 @@ def as_image(fig:go.Figure,
         data = fig.to_image(format=format, scale=scale)
     return re.sub(rb"(/(?:Creation|Mod)Date \(D:)\d{14}", rb"\g<1>20000101000000", data)
 
-# %% ../../nbs/6_publish/61_figures.ipynb #7dc6fb2d
+# %% ../../nbs/6_publish/61_figures.ipynb #9b148b67
 def _rounded(a:float # accuracy
             ) -> str: # at most two digits
     "1 and 0 mean exactly that."
@@ -195,7 +196,7 @@ def _panel(pool, # from `_pooled`
                        textfont=dict(size=[18 if a is None else 12 for a in z],
                                      color=[_INK if a is None or a > .45 else "white" for a in z])))
 
-# %% ../../nbs/6_publish/61_figures.ipynb #9a65720a
+# %% ../../nbs/6_publish/61_figures.ipynb #34c64143
 def retrieval_heatmap(metrics, # lines of metrics.jsonl
                       native:int|None=None, # the model's native length, tokens
                       width:int=COLUMN # px
@@ -229,7 +230,7 @@ def retrieval_heatmap(metrics, # lines of metrics.jsonl
         margin=dict(l=70, r=10, b=52), coloraxis=dict(cmin=0, cmax=1, colorscale="Cividis", colorbar=bar))
     return _titled(fig, note, 28)
 
-# %% ../../nbs/6_publish/61_figures.ipynb #e490b425
+# %% ../../nbs/6_publish/61_figures.ipynb #c98b7068
 def _rgba(color:str, # #rrggbb
           alpha:float # opacity
          ) -> str: # rgba()
@@ -256,7 +257,7 @@ def _curve(mode, # label
                                     "%{customdata[2]:.3f}<br>n = %{customdata[0]}<extra>" + mode + "</extra>")
     return [band]*(len(rows) > 1) + [line]
 
-# %% ../../nbs/6_publish/61_figures.ipynb #9717a4e0
+# %% ../../nbs/6_publish/61_figures.ipynb #f9ee4350
 def length_curves(items, # lines of items.jsonl
                   native:int|None=None, # the model's native length, tokens
                   K:int|None=None, # where hybrid begins to leave RoPE, tokens
@@ -280,7 +281,7 @@ def length_curves(items, # lines of items.jsonl
     fig.update_yaxes(range=[-.03, 1.03], title_text="accuracy (fraction of items)", tickvals=[0, .25, .5, .75, 1])
     return _titled(fig, _note(rows, points.n, ["mode", "length"], width), 32 if marks else 14)
 
-# %% ../../nbs/6_publish/61_figures.ipynb #5a3d07f9
+# %% ../../nbs/6_publish/61_figures.ipynb #abf8a637
 def _areas(pool # from `_pooled`
           ) -> pd.DataFrame: # mode, length, depths, whole, auc (nan where undefined)
     "Area over depth of each mode and length."
@@ -323,7 +324,7 @@ def auc_over_depth_bars(metrics, # lines of metrics.jsonl
     fig.update_layout(barmode="overlay")
     return _titled(fig, _note(measured, measured.n, ["mode", "length", "depth"], width))
 
-# %% ../../nbs/6_publish/61_figures.ipynb #e2a6282f
+# %% ../../nbs/6_publish/61_figures.ipynb #a929abff
 def phase_figure(irrational:str="pi", # one with a frequency: pi, e, sqrt2 or phi
                  offsets:int=240, # largest offset, tokens
                  width:int=COLUMN # px
@@ -354,7 +355,7 @@ def phase_figure(irrational:str="pi", # one with a frequency: pi, e, sqrt2 or ph
                      dtick=1, row=2, col=1)
     return _titled(fig, f"ξ = {irrational}, one frequency; computed, not measured")
 
-# %% ../../nbs/6_publish/61_figures.ipynb #acced7e3
+# %% ../../nbs/6_publish/61_figures.ipynb #c565c578
 def _stem(name:str, # of the figure
           config:dict # what it was drawn under
          ) -> str: # file name without its ending
@@ -380,7 +381,7 @@ def _stills(fig, # styled
         print(f"{stem.name}: {', '.join(f for f in formats if f not in out)} not written ({type(e).__name__}: {why})")
     return out
 
-# %% ../../nbs/6_publish/61_figures.ipynb #e52f58c3
+# %% ../../nbs/6_publish/61_figures.ipynb #240f45ef
 def save_figure(fig:go.Figure,
                 folder, # figures/<run_id>, made if need be
                 name:str, # what is drawn
