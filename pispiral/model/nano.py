@@ -6,8 +6,7 @@
 __all__ = ['DIGITS', 'VALUES', 'MARKER', 'ASK', 'VOCAB', 'NanoConfig', 'nano_prompt', 'nano_batch', 'nano_model', 'nano_loss',
            'train_nano', 'exact_match', 'nano_variants', 'nano_ablation']
 
-# %% ../../nbs/3_model/37_nano.ipynb #051d5def
-import math
+# %% ../../nbs/3_model/37_nano.ipynb #79f7e455
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from .attention import fit
 from .stream import new_cache
 from .training import TrainConfig, train
 
-# %% ../../nbs/3_model/37_nano.ipynb #e1bc70e5
+# %% ../../nbs/3_model/37_nano.ipynb #38403bb0
 DIGITS, VALUES = 10, 3
 MARKER, ASK, VOCAB = DIGITS, DIGITS + 1, DIGITS + 2
 
@@ -52,11 +51,13 @@ class NanoConfig(BaseModel):
         if self.reach is not None and self.gap <= self.reach:
             raise ValueError(f"gap={self.gap} is within reach of {self.layers} layers of window={self.window}: it must "
                              f"be more than {self.reach}")
-        if self.length < self.gap + VALUES + 2: raise ValueError(f"length={self.length} leaves no place for a needle: it "
-                                                                 f"must be at least gap + {VALUES + 2} = {self.gap + VALUES + 2}")
+        least = self.gap + VALUES + 2
+        if self.length < least:
+            raise ValueError(f"length={self.length} leaves no place for a needle: it must be at least "
+                             f"gap + {VALUES + 2} = {least}")
         return self
 
-# %% ../../nbs/3_model/37_nano.ipynb #5bfbfcd2
+# %% ../../nbs/3_model/37_nano.ipynb #150261c0
 def _place(ids, # int64 [n], changed in place
            at,  # where the marker goes
            value):
@@ -74,7 +75,7 @@ def nano_prompt(length, # tokens, the question included
     _place(ids, round(depth*(length - VALUES - 2)), value)
     return ids, value.tolist()
 
-# %% ../../nbs/3_model/37_nano.ipynb #78434630
+# %% ../../nbs/3_model/37_nano.ipynb #6ec2429e
 def nano_batch(rng,         # numpy Generator
                cfg:NanoConfig,
                batch=None,  # texts; those of a training step if None
@@ -90,11 +91,12 @@ def nano_batch(rng,         # numpy Generator
         row[length:] = v
     return torch.from_numpy(ids), torch.from_numpy(at)
 
-# %% ../../nbs/3_model/37_nano.ipynb #b9598091
+# %% ../../nbs/3_model/37_nano.ipynb #a790dce0
 def nano_model(cfg:NanoConfig=NanoConfig()): # a Qwen2ForCausalLM on the CPU, in fp32
     "The untrained model."
     shape = Qwen2Config(vocab_size=VOCAB, hidden_size=cfg.d, intermediate_size=2*cfg.d, num_hidden_layers=cfg.layers,
-                        num_attention_heads=cfg.heads, num_key_value_heads=cfg.heads, max_position_embeddings=cfg.length,
+                        num_attention_heads=cfg.heads, num_key_value_heads=cfg.heads,
+                        max_position_embeddings=cfg.length,
                         rope_parameters={"rope_type": "default", "rope_theta": 100.}, initializer_range=.1,
                         bos_token_id=None, eos_token_id=None)
     with torch.random.fork_rng(devices=[]):
@@ -104,7 +106,7 @@ def nano_model(cfg:NanoConfig=NanoConfig()): # a Qwen2ForCausalLM on the CPU, in
         for a in adapters(model).values(): nn.init.normal_(a.out.weight, std=.2)
     return model
 
-# %% ../../nbs/3_model/37_nano.ipynb #0eaf40a9
+# %% ../../nbs/3_model/37_nano.ipynb #a60036e1
 def _gate_error(logits, # [B, L]
                 target  # [B, L] bool
                ):       # half of it for the open, half for the closed
@@ -127,7 +129,7 @@ def nano_loss(model,
         gates = gates + _gate_error(a.write_logits, write) + _gate_error(a.read_logits, read)
     return answer + weight*gates, dict(answer=answer.item(), gates=gates.item())
 
-# %% ../../nbs/3_model/37_nano.ipynb #9aa1ab1e
+# %% ../../nbs/3_model/37_nano.ipynb #c9e75481
 def train_nano(cfg:NanoConfig=NanoConfig(),
                folder=None, # of the checkpoint; None keeps none
                quiet=False
@@ -139,11 +141,12 @@ def train_nano(cfg:NanoConfig=NanoConfig(),
         with torch.inference_mode(): said = model(ids[:, :-1], logits_to_keep=VALUES).logits.argmax(-1)
         return (said == ids[:, -VALUES:]).all(1).float().mean()
     def loss_of(step, rng): return nano_loss(model, *nano_batch(rng, cfg), cfg.gate_loss)
-    curve = train(dict(model.named_parameters()), loss_of, right, cfg.train.model_copy(update=dict(seed=cfg.seed)), folder,
-                  cfg.model_dump(mode="json"), "nano model", quiet)
+    how = cfg.train.model_copy(update=dict(seed=cfg.seed))
+    curve = train(dict(model.named_parameters()), loss_of, right, how, folder, cfg.model_dump(mode="json"),
+                  "nano model", quiet)
     return model, curve
 
-# %% ../../nbs/3_model/37_nano.ipynb #dc926e9c
+# %% ../../nbs/3_model/37_nano.ipynb #9a3ce26a
 def _answers(model,
              prompts, # int64 [B, n]
              chunk    # tokens a pass
@@ -171,13 +174,13 @@ def exact_match(model,
         texts, values = zip(*(nano_prompt(length, depth, seed + i) for i in range(n)))
         distance = length - 2 - round(depth*(length - VALUES - 2)) # from the value's first digit to the question
         if span and distance <= len(model.model.layers)*(span - 1):
-            raise ValueError(f"a needle at depth={depth} of length={length} is {distance} tokens from the question, which "
-                             f"{len(model.model.layers)} layers of window={span} reach")
+            raise ValueError(f"a needle at depth={depth} of length={length} is {distance} tokens from the question, "
+                             f"which {len(model.model.layers)} layers of window={span} reach")
         said = _answers(model, torch.from_numpy(np.stack(texts)), chunk)
         out[depth] = float((said == torch.tensor(values)).all(1).float().mean())
     return out
 
-# %% ../../nbs/3_model/37_nano.ipynb #f4aa91f6
+# %% ../../nbs/3_model/37_nano.ipynb #8c345d46
 def nano_variants(length_target:int=65_536, # tokens
                   base:NanoConfig=NanoConfig() # the reference; it must have an attractor
                  ):                         # {name: NanoConfig}
@@ -192,7 +195,7 @@ def nano_variants(length_target:int=65_536, # tokens
             "residual": changed(injection="residual"), "soft gate": changed(gate="soft"),
             "untold gates": base.model_copy(update=dict(gate_loss=0.))}
 
-# %% ../../nbs/3_model/37_nano.ipynb #c8fe4934
+# %% ../../nbs/3_model/37_nano.ipynb #1dfeed71
 def nano_ablation(variants, # {name: NanoConfig}
                   seeds=(0, 1, 2), # of weights, training texts and, from 1000·seed on, test texts
                   lengths=(16_384, 65_536),
