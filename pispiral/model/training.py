@@ -33,7 +33,6 @@ class TrainConfig(BaseModel):
     eval_every: int = Field(50, ge=1)            # steps between held-out accuracies and checkpoints
     target: float | None = Field(None, ge=0, le=1) # stop at this held-out accuracy
     patience: int | None = Field(None, ge=1)     # stop after so many evaluations without a better one
-    autocast: bool = False                       # bfloat16 where it is safe
 
     def rate(self, step): # fraction of `lr`
         "Linear warm-up, then half a cosine."
