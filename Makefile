@@ -1,4 +1,4 @@
-# make demo · make test · make lab · make readme · make clean
+# make demo · make test · make bench · make lab · make readme · make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lab readme notebooks clean
+.PHONY: demo test bench lab readme notebooks clean
 .DELETE_ON_ERROR:
 
 # Pinned to requirements.lock on the Python it was made for; elsewhere the ranges of pyproject.toml decide.
@@ -30,6 +30,10 @@ test: $(VENV)/.installed
 	rm -rf .cache/test-runs
 	PISPIRAL_RUNS=$(CURDIR)/.cache/test-runs OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --pause 0
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# Speeds as ratios against peers, measured side by side: runs/bench/bench.json and bench.md.
+bench: $(VENV)/.installed
+	pispiral bench
 
 lab: $(VENV)/.installed
 	cd nbs && jupyter lab --ip=127.0.0.1

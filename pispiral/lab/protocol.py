@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['four_bit_works', 'machine_checks', 'phase_accuracy', 'shape_check', 'incremental_check', 'state_benchmark',
-           'constant_state', 'unit_tests', 'hybrid_equals_rope', 'settings', 'sanity_questions', 'niah_steps',
-           'niah_plan', 'plan_report', 'left_out_text', 'nano_ablation_records', 'nano_table']
+           'constant_state', 'unit_tests', 'hybrid_equals_rope', 'settings', 'attractor_left_out', 'sanity_questions',
+           'niah_steps', 'niah_plan', 'plan_report', 'left_out_text', 'nano_ablation_records', 'nano_table']
 
 # %% ../../nbs/7_lab/72_protocol.ipynb #0b97b9c8
 import importlib.util, re, subprocess, sys, time
@@ -25,7 +25,8 @@ from ..encoding.spiral import IRRATIONALS, PiSpiralPositional, phase, xi
 from ..evidence.determinism import Check
 from ..evidence.evaluate import WINDOWED, Setting, attractor_name, mode_code, plan
 from ..evidence.profiling import Rates, Shape, memory_for
-from ..model.loading import best_device, best_dtype, set_code
+from ..model.adapters import AttractorConfig, read_adapters
+from ..model.loading import best_device, best_dtype, checkpoint, set_code
 from ..model.stream import new_cache, prefill
 from ..tasks.niah import niah_item
 from ..tasks.shortqa import shortqa_item
@@ -161,6 +162,17 @@ def settings(profile, modes): # {mode: Setting}
     name = attractor_name(profile.attractor) if "attractor" in modes else None
     return {m: Setting(model, m, code(m), span(m)[0], dtype, device, profile.chunk, span(m)[1],
                        name if m == "attractor" else None) for m in modes}
+
+def attractor_left_out(profile): # [(what, why)]
+    "What a profile asks of the attractor that the checkpoint it names, if any, cannot answer."
+    asked = {k: v for k in ("inject_layers", "alpha_policy") if k in profile.model_fields_set and (v := getattr(profile, k))}
+    if "attractor" not in profile.modes:
+        why = "no trained attractor for this model is named in the profile"
+        return [(what, why) for what in ("window + attractor", *(f"attractor with {k}={v}" for k, v in asked.items()))]
+    cfg = AttractorConfig(**read_adapters(checkpoint(profile.attractor))[0]["config"])
+    trained = dict(inject_layers=len(cfg.layers or range(cfg.inject_layers)), alpha_policy=cfg.alpha_policy)
+    return [(f"attractor with {k}={v}", f"{attractor_name(profile.attractor)} was trained with {k}={trained[k]}: "
+             "another needs its own `pispiral train`") for k, v in asked.items() if v != trained[k]]
 
 def _needles(tok, profile, length, depths):
     return [niah_item(tok, length, d, seed=s, haystack=profile.haystack, value=profile.value)

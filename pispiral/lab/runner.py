@@ -11,7 +11,8 @@ import contextlib, json, os, subprocess, sys, threading, time
 from pathlib import Path
 
 from ..errors import one_of
-from ..evidence.records import Log, commit, digest, hardware, read_log, scrub, versions, write_json, write_text
+from ..evidence.records import Log, commit, digest, hardware, read_log, scrub, versions, write_json
+from ..files import write_text
 from .profiles import Profile, load_profile, profile_names, repository
 from ..verdict.gates import evaluate_gates, gate_table, load_gates
 

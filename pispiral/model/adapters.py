@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['INJECTIONS', 'READOUTS', 'AttractorConfig', 'open_gate', 'Attractor', 'StateLayer', 'state_layer', 'adapters',
-           'detach', 'attach', 'base_identity', 'replace_file', 'save_adapters', 'read_adapters', 'load_adapters']
+           'adapter_parameters', 'detach', 'attach', 'base_identity', 'save_adapters', 'read_adapters', 'load_adapters']
 
-# %% ../../nbs/3_model/31a_adapters.ipynb #97d57352
-import hashlib, json, math, os
+# %% ../../nbs/3_model/31a_adapters.ipynb #35326809
+import hashlib, json, math
 from pathlib import Path
 
 import torch
@@ -20,8 +20,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..encoding.attractor import ALPHA_POLICIES, CODES, AttractorState, codes, recurrent, scan
 from ..errors import one_of
+from ..files import replace_file, write_text
 
-# %% ../../nbs/3_model/31a_adapters.ipynb #e4679674
+# %% ../../nbs/3_model/31a_adapters.ipynb #af11ba73
 INJECTIONS, READOUTS = ("residual", "cross_attention"), ("invariant", "linear")
 
 class AttractorConfig(BaseModel):
@@ -39,13 +40,15 @@ class AttractorConfig(BaseModel):
     c: float = Field(math.pi, gt=0)          # α = exp(−c/N)
     N: int | None = Field(None, ge=1)        # tokens
     gate: str = "hard"                       # "hard" is exactly 0 where it is closed; "soft" is a sigmoid
-    product: str = "silu"                    # how factors are joined: a·silu(b), or "hard" as the gate, both
+    product: str = "silu"                    # how factors are joined: a·silu(b), or "slots": a cut to [0, 1], b chooses
+    slots: int = Field(16, ge=2)             # one of so many slots of d/slots channels each
+    lora_rank: int = Field(0, ge=0)          # of LoRA in the attention from `inject_at` (or the first adapter) on; 0 is off
 
     @model_validator(mode="after")
     def _names(self):
         for value, allowed, name in ((self.injection, INJECTIONS, "injection"), (self.readout, READOUTS, "readout"),
                                      (self.irrational, CODES, "irrational"), (self.gate, ("hard", "soft"), "gate"),
-                                     (self.product, ("silu", "hard"), "product"),
+                                     (self.product, ("silu", "slots"), "product"),
                                      (self.alpha_policy, ALPHA_POLICIES, "alpha_policy")):
             one_of(value, allowed, f"a kind of {name}", name=name)
         return self
@@ -63,14 +66,14 @@ class AttractorConfig(BaseModel):
             raise ValueError(f"inject_layers={self.inject_layers} is more than the model's {n_layers} layers")
         return list(range(n_layers - self.inject_layers, n_layers))
 
-# %% ../../nbs/3_model/31a_adapters.ipynb #41837fb8
+# %% ../../nbs/3_model/31a_adapters.ipynb #16412aa0
 def open_gate(logits,     # any shape
               kind="hard" # "hard" or "soft"
              ):           # in [0, 1]
     "How far a gate of these logits is open."
     return (torch.sigmoid(logits)*1.2 - .1).clamp(0, 1) if kind == "hard" else torch.sigmoid(logits)
 
-# %% ../../nbs/3_model/31a_adapters.ipynb #168ef522
+# %% ../../nbs/3_model/31a_adapters.ipynb #181276c0
 _TINY = 1e-20
 
 def _rms(x): return x/(x.square().mean(-1, keepdim=True) + _TINY).sqrt()
@@ -80,6 +83,7 @@ class Attractor(nn.Module):
     def __init__(self, d:int, cfg:AttractorConfig):
         super().__init__()
         self.cfg, rows = cfg, (3 if cfg.readout == "invariant" else 2)*cfg.n_harmonics
+        if cfg.product == "slots" and d%cfg.slots: raise ValueError(f"slots={cfg.slots} does not divide the width {d}")
         self.memory = AttractorState(d, cfg.n_harmonics, cfg.alpha_policy, cfg.alpha, cfg.c, cfg.N)
         self.value, self.channel, self.query, self.out = (nn.Linear(d, d, bias=i < 3) for i in range(4))
         self.write_gate, self.read_gate = nn.Linear(d, 1), nn.Linear(d, 1)
@@ -101,7 +105,9 @@ class Attractor(nn.Module):
         if keep is not None: gate = gate*keep
         return self._times(self.value(x), self.channel(x))*gate[..., None], logits
 
-    def _times(self, a, b): return a*F.silu(b) if self.cfg.product == "silu" else open_gate(a)*open_gate(b)
+    def _times(self, a, b):
+        if self.cfg.product == "silu": return a*F.silu(b)
+        return open_gate(a)*b.unflatten(-1, (self.cfg.slots, -1)).softmax(-2).flatten(-2)
 
     def reads(self, hidden, y): # hidden [B, L, d], y [B, L, 2H, d] -> ([B, L, d], gate logits [B, L])
         "What each token adds to the residual stream, given the state in the turning frame."
@@ -134,7 +140,7 @@ class Attractor(nn.Module):
             add, self.read_logits = self.reads(hidden, y)
         return add.to(hidden.dtype)
 
-# %% ../../nbs/3_model/31a_adapters.ipynb #43099114
+# %% ../../nbs/3_model/31a_adapters.ipynb #10fb67ee
 class StateLayer(CacheLayerMixin):
     "An attractor's state [B, 2H, d] as one more layer of a cache."
     is_croppable, supports_early_init, is_sliding = True, False, False
@@ -195,7 +201,7 @@ def state_layer(cache,    # a transformers Cache, or None
     while len(cache.layers) <= n_layers + slot: cache.layers.append(StateLayer())
     return cache.layers[n_layers + slot]
 
-# %% ../../nbs/3_model/31a_adapters.ipynb #51ebdda6
+# %% ../../nbs/3_model/31a_adapters.ipynb #dd7322f2
 def _inject(layer, args, kwargs):
     "Forward pre-hook of a decoder layer that has an `attractor`."
     hidden = args[0] if args else kwargs["hidden_states"]
@@ -223,8 +229,29 @@ def adapters(model): # {layer index: Attractor}
     "The attractors attached to a model."
     return {i: l.attractor for i, l in enumerate(model.model.layers) if hasattr(l, "attractor")}
 
+def _add_lora(model, cfg):
+    "LoRA (Hu et al. 2021) by peft in the attention of the layers that hear the attractor; it changes nothing untrained."
+    from peft import LoraConfig, inject_adapter_in_model
+    places = cfg.places(len(model.model.layers))
+    first = min(places) if cfg.inject_at is None else cfg.inject_at
+    names = [f"layers.{i}.self_attn.{p}_proj" for i in range(first, len(model.model.layers)) for p in "qkvo"]
+    inject_adapter_in_model(LoraConfig(r=cfg.lora_rank, lora_alpha=cfg.lora_rank, target_modules=names), model.model)
+
+def _remove_lora(model):
+    "The base model's own matrices again."
+    for name, module in list(model.model.named_modules()):
+        if hasattr(module, "lora_A"):
+            parent, _, last = name.rpartition(".")
+            setattr(model.model.get_submodule(parent), last, module.get_base_layer())
+
+def adapter_parameters(model): # {name: parameter}
+    "What can be trained: the attractors' weights, and LoRA's."
+    own = {f"{i}.{k}": p for i, a in adapters(model).items() for k, p in a.named_parameters()}
+    return own | {f"lora.{k}": p for k, p in model.model.named_parameters() if ".lora_" in k}
+
 def detach(model): # the model, without attractors
     "Take every attractor off."
+    _remove_lora(model)
     for layer in model.model.layers:
         for hook in layer.__dict__.pop("attractor_hooks", ()): hook.remove()
         for name in ("attractor_slot", "attractor_later", "attractor_pending"): layer.__dict__.pop(name, None)
@@ -250,21 +277,15 @@ def attach(model, # a transformers causal LM of the Llama family, fitted with a 
         later = layers[cfg.inject_at]
         later.attractor_pending = None
         later.attractor_hooks = [later.register_forward_pre_hook(_inject_later, with_kwargs=True)]
+    if cfg.lora_rank: _add_lora(model, cfg)
     return model
 
-# %% ../../nbs/3_model/31a_adapters.ipynb #76104809
+# %% ../../nbs/3_model/31a_adapters.ipynb #9de81d4b
 def base_identity(model): # dict
     "What tells a base model from another: shape, and a digest of a sample of its embedding."
     rows = model.model.embed_tokens.weight[::997].detach().to("cpu", torch.bfloat16).contiguous()
     shape = {k: getattr(model.config, k) for k in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
     return {**shape, "embedding": hashlib.sha256(rows.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]}
-
-def replace_file(path, write):
-    "Write a file beside `path` and move it there."
-    beside = path.with_name(path.name + ".part")
-    write(beside)
-    with open(beside, "rb") as f: os.fsync(f.fileno())
-    os.replace(beside, path)
 
 def save_adapters(model, folder, # where to
                   card:str="",   # README.md of the checkpoint
@@ -275,12 +296,12 @@ def save_adapters(model, folder, # where to
     found = adapters(model)
     if not found: raise ValueError("there is no attractor to save: attach one first")
     folder, cfg = Path(folder), next(iter(found.values())).cfg
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{i}.{k}": v.detach().to(dtype).contiguous().cpu() for i, m in found.items() for k, v in m.state_dict().items()}
+    tensors = {f"{i}.{k}": v for i, m in found.items() for k, v in m.state_dict().items()} | adapter_parameters(model)
+    tensors = {k: v.detach().to(dtype).contiguous().cpu() for k, v in tensors.items()}
     about = dict(config=cfg.model_dump(mode="json"), base=base_identity(model), **notes)
     replace_file(folder/"attractor.safetensors", lambda p: save_file(tensors, p))
-    replace_file(folder/"attractor.json", lambda p: p.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n"))
-    if card: replace_file(folder/"README.md", lambda p: p.write_text(card))
+    write_text(folder/"attractor.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+    if card: write_text(folder/"README.md", card)
 
 def read_adapters(folder): # (about, tensors)
     "A checkpoint's files; ValueError if there is none, or if one is damaged."
@@ -311,4 +332,8 @@ def load_adapters(model, folder): # what attractor.json says
             raise ValueError(f"the attractor in {folder} does not fit: {wrong[0]} before layer {i} has shape "
                              f"{got.get(wrong[0])}, and {want.get(wrong[0])} is needed")
         m.load_state_dict({k: v.to(m.state_dict()[k].dtype) for k, v in mine.items()})
+    for k, p in adapter_parameters(model).items():
+        if not k.startswith("lora."): continue
+        if k not in tensors: raise ValueError(f"the attractor in {folder} is damaged and is not used: {k} is missing")
+        p.data.copy_(tensors[k])
     return about

@@ -17,7 +17,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from ..evidence.records import digest, write_text
+from ..evidence.records import digest
+from ..files import write_text
 from ..verdict.stats import auc_over_depth, wilson
 
 # %% ../../nbs/6_publish/61_figures.ipynb #f9c3b186
