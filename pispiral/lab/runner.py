@@ -11,7 +11,8 @@ import contextlib, json, os, subprocess, sys, threading, time
 from pathlib import Path
 
 from ..errors import one_of
-from ..evidence.records import Log, commit, digest, hardware, read_log, scrub, versions, write_json, write_text
+from ..evidence.records import (SCHEMA, Log, commit, digest, hardware, read_log, scrub, versions, write_json,
+                                       write_text)
 from .profiles import Profile, load_profile, profile_names, repository
 from ..verdict.gates import evaluate_gates, gate_table, load_gates
 
@@ -84,7 +85,7 @@ def open_run(profile:Profile, run_id:str): # the run's folder
     pip = subprocess.run([sys.executable, "-m", "pip", "list", "--format=freeze"],
                          capture_output=True, text=True).stdout
     from pispiral.tasks.assets import ASSETS
-    made_with = dict(run_id=run_id, profile=profile.model_dump(), seed=profile.seed, versions=versions(),
+    made_with = dict(schema=SCHEMA, run_id=run_id, profile=profile.model_dump(), seed=profile.seed, versions=versions(),
                      commit=commit(repository()), hardware=hardware(),
                      assets={k: a.sha256 for k, a in ASSETS.items()})
     write_text(folder/"environment.txt", scrub(pip, repository()))
