@@ -186,3 +186,6 @@ def assets():
                    if (sha := a.sha256) and fetch(name) else "")
     for name in MODELS: typer.echo(f"{name:<22} {verify(name)}")
     typer.echo(f"{len(prose())} works, {sum(map(len, prose()))/1e6:.1f} million characters")
+
+# %% ../../nbs/7_lab/74_cli.ipynb #7c1e55a1
+from . import cli_publish

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODE_STYLE', 'COLUMN', 'PAGE', 'mode_style', 'in_order', 'style', 'token_label', 'token_axis', 'as_image',
-           'retrieval_heatmap', 'length_curves', 'auc_over_depth_bars', 'phase_figure', 'save_figure']
+           'retrieval_heatmap', 'length_curves', 'auc_over_depth_bars', 'phase_figure', 'figure_stem', 'save_figure']
 
 # %% ../../nbs/6_publish/61_figures.ipynb #0b2d65b1
 import math, re, textwrap, warnings
@@ -23,7 +23,8 @@ from ..verdict.stats import auc_over_depth, wilson
 
 # %% ../../nbs/6_publish/61_figures.ipynb #f9c3b186
 __all__ = ["COLUMN", "PAGE", "MODE_STYLE", "mode_style", "in_order", "token_label", "token_axis", "style",
-           "retrieval_heatmap", "length_curves", "auc_over_depth_bars", "phase_figure", "as_image", "save_figure"]
+           "retrieval_heatmap", "length_curves", "auc_over_depth_bars", "phase_figure", "as_image", "figure_stem",
+           "save_figure"]
 
 # %% ../../nbs/6_publish/61_figures.ipynb #201ee62e
 def _look(color, dash, symbol): return dict(color=color, dash=dash, symbol=symbol)
@@ -357,9 +358,9 @@ def phase_figure(irrational:str="pi", # one with a frequency: pi, e, sqrt2 or ph
     return _titled(fig, f"ξ = {irrational}, one frequency; computed, not measured")
 
 # %% ../../nbs/6_publish/61_figures.ipynb #c565c578
-def _stem(name:str, # of the figure
-          config:dict # what it was drawn under
-         ) -> str: # file name without its ending
+def figure_stem(name:str, # of the figure
+                config:dict # what it was drawn under
+               ) -> str: # file name without its ending
     "name__key-value_key-value, in characters that every file system takes."
     plain = lambda v: "+".join(map(plain, v)) if isinstance(v, (list, tuple)) else re.sub(r"[^\w.+-]+", "-", str(v))
     stem = "__".join([plain(name)] + ["_".join(f"{plain(k)}-{plain(v)}" for k, v in config.items())]*bool(config))
@@ -393,7 +394,7 @@ def save_figure(fig:go.Figure,
     "Write a figure under a name that says its configuration; ValueError if `source` lacks its origin."
     lacking = [k for k in ("run", "records", "commit") if k not in source]
     if lacking: raise ValueError(f"source={source} does not name {', '.join(lacking)}: a figure says where it is from")
-    fig, stem, out = go.Figure(fig), Path(folder)/_stem(name, config), {}
+    fig, stem, out = go.Figure(fig), Path(folder)/figure_stem(name, config), {}
     fig.update_layout(meta={"name": name, "config": config, **source})
     stem.parent.mkdir(parents=True, exist_ok=True)
     at = {f: stem.with_name(f"{stem.name}.{f}") for f in ("html", "json") if f in formats}

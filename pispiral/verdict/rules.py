@@ -280,7 +280,7 @@ def _windowed(rec, # records
     rows = rows.dropna(subset=numbers)
     rows = rows[rows.length >= rows.window]
     if rows.empty: raise NotRun(f"phase_{phase:02d}/system.csv has no row with a full sliding window")
-    return rows.assign(series=rows.reindex(columns=["mode", "device", "window"]).astype(str).agg(" ".join, axis=1))
+    return rows.assign(series=rows.reindex(columns=["mode", "device", "window"]).map(str).agg(" ".join, axis=1))
 
 # %% ../../nbs/5_verdict/52_rules.ipynb #93e1e246
 def _flat(rec, # records
