@@ -6,7 +6,7 @@
 __all__ = ['similarity', 'collisions', 'record_offsets', 'worst_collision', 'spectrum', 'spectral_summary', 'text_ids',
            'token_losses', 'loss_curve']
 
-# %% ../../nbs/4_evidence/45_diagnostics.ipynb #36e819d7
+# %% ../../nbs/4_evidence/45_diagnostics.ipynb #0c909865
 import numpy as np
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from ..encoding.spiral import phase
 from ..model.stream import new_cache
 from ..tasks.items import haystack
 
-# %% ../../nbs/4_evidence/45_diagnostics.ipynb #582e8705
+# %% ../../nbs/4_evidence/45_diagnostics.ipynb #67d18a96
 def similarity(code, # a `PositionCode`
                offsets, # int64 [...], Δ ≥ 0 in tokens
                base:int=0, # n, the place that the others are compared with
@@ -31,7 +31,7 @@ def similarity(code, # a `PositionCode`
     return torch.cat([(code.angles(base + part, length) - here).cos_().mean(-1)
                       for part in offsets.flatten().split(8192)]).view(offsets.shape).numpy()
 
-# %% ../../nbs/4_evidence/45_diagnostics.ipynb #7c5c642b
+# %% ../../nbs/4_evidence/45_diagnostics.ipynb #3f49d324
 def collisions(codes:dict, # {mode: PositionCode}
                largest:int=10**6, # offset, tokens
                bins:int=120, # on a logarithmic scale
@@ -51,14 +51,14 @@ def collisions(codes:dict, # {mode: PositionCode}
     at = np.array(sorted(keep))
     return pd.DataFrame({"offset": at} | {c: v[at - 1] for c, v in table.items()})
 
-# %% ../../nbs/4_evidence/45_diagnostics.ipynb #71fa29d2
+# %% ../../nbs/4_evidence/45_diagnostics.ipynb #7bbd6db9
 def record_offsets(cosine # similarity at offsets 1, 2, 3, …
                   )->list: # offsets
     "The offsets whose cosine is higher than that of every smaller one."
     best = np.maximum.accumulate(np.asarray(cosine, float))
     return [1, *(np.flatnonzero(np.diff(best) > 0) + 2).tolist()]
 
-# %% ../../nbs/4_evidence/45_diagnostics.ipynb #fd24065c
+# %% ../../nbs/4_evidence/45_diagnostics.ipynb #e251c96c
 def worst_collision(irrational:str, # an irrational, a control or prng
                     largest:int=10**6, # offset, tokens
                     seed:int=0 # of prng
@@ -70,7 +70,7 @@ def worst_collision(irrational:str, # an irrational, a control or prng
     i = int((at*miss).argmin())
     return dict(irrational=irrational, offset=int(at[i]), miss=float(miss[i]), scaled=float(at[i]*miss[i]))
 
-# %% ../../nbs/4_evidence/45_diagnostics.ipynb #76d478de
+# %% ../../nbs/4_evidence/45_diagnostics.ipynb #ff7bac50
 def spectrum(code, # a `PositionCode` that rotates
              n:int=4096, # positions
              base:int=0 # the first of them
@@ -94,7 +94,7 @@ def spectral_summary(table # freq, magnitude
     return dict(flatness=flat, spike_to_floor=float(10*np.log10(power.max()/max(np.median(power), 1e-30))),
                 peak=float(part.freq.iloc[power.argmax()]))
 
-# %% ../../nbs/4_evidence/45_diagnostics.ipynb #54a3f707
+# %% ../../nbs/4_evidence/45_diagnostics.ipynb #81266a65
 def text_ids(tok, # a transformers tokenizer
              n:int, # tokens
              seed:int=0 # where in the works it begins
