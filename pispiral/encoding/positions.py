@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ..errors import one_of
-from .spiral import (IRRATIONALS, PHASES, harmonic_word, hash_key, hash_words, nearest_harmonic,
+from .spiral import (CONTROLS, IRRATIONALS, PHASES, harmonic_word, hash_key, hash_words, nearest_harmonic,
                                       phase_words, turns, word)
 
 # %% ../../nbs/1_encoding/12_positions.ipynb #706a029d
 POSITIONS = ("rope", "rope_ntk", "alibi", "pi_spiral", "hybrid", "nope", "linear", "yarn", "dynamic_ntk")
-_CHOICES = dict(pos=(POSITIONS, "a position code"), irrational=(IRRATIONALS, "an irrational"),
+_CHOICES = dict(pos=(POSITIONS, "a position code"), irrational=((*IRRATIONALS, *CONTROLS), "an irrational"),
                 spiral=(("harmonic", "single"), "a spiral"), phase=(PHASES, "a phase"),
                 blend=(("phase", "vector"), "a blend"))
 

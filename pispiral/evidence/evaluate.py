@@ -81,7 +81,8 @@ def item_record(item:Item, setting:Setting, answer:str, seconds:float, tokens_re
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #6a3baf45
 def _cell(record):
     names = ("model", "mode", "task", "haystack", "length", "depth", "seed")
-    return tuple(str(record[k]) if record[k] is None else record[k] for k in names)
+    how = digest([record.get(k) for k in ("config", "window", "attractor")]) # variants of a mode are not one cell
+    return *(str(record[k]) if record[k] is None else record[k] for k in names), how
 
 def metrics(records, # item records
            ):        # list of dicts, the lines of metrics.jsonl

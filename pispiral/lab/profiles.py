@@ -72,11 +72,35 @@ class Profile(BaseModel):
     nano_seeds: int = Field(0, ge=0) # training seeds of the nano ablation in phase 6; 0 leaves it out
     nano_variants: list[str] = ["attractor", "none", "constant e", "linear", "alpha trained", "alpha target", "alpha 0.99"]
     nano_lengths: list[int] = [1024, 16384, 65536]
+    ablation_seeds: int = Field(0, ge=0)   # items of a variant at each short length and depth; 0 leaves the grid out
+    ablation_irrationals: list[str] = ["pi", "e", "sqrt2", "phi", "random", "1/7", "prng"]
+    ablation_K: list[int] = [2048, 1024]   # the profile's own first
+    ablation_lengths: list[int] = [512]    # short
+    ablation_long: list[int] = []          # beyond the native length
+    ablation_long_seeds: int = Field(1, ge=1)
+    ablation_depths: list[float] = [0.5]
+    ablation_minutes: float | None = Field(None, gt=0) # estimated minutes the grid's items may take; None is no limit
+    ablation_texts: int = Field(0, ge=0)   # real texts that each variant reads for its loss
+    ablation_text_length: int = Field(512, ge=32) # tokens
+    collision_offsets: int = Field(10**6, ge=2)   # the largest offset of phase 7, tokens
+    spectrum_positions: int = Field(2048, ge=16)
+    drift_modes: list[str] = ["rope", "pi_spiral", "hybrid"]
+    drift_length: int = Field(2048, ge=32) # tokens of a text
+    drift_texts: int = Field(1, ge=0)
+    drift_block: int = Field(128, ge=1)    # tokens a point
+    drift_window: int = Field(512, ge=1)   # keys a query sees in the windowed runs
+    map_modes: list[str] = ["rope", "pi_spiral", "pi_spiral_single"]
+    map_length: int = Field(1024, ge=64)   # tokens of the prompt whose last token is looked at
+    map_depths: list[float] = [0.1, 0.9]
+    key_modes: list[str] = ["rope", "rope_ntk", "pi_spiral", "hybrid"] # phase 8
+    key_lengths: list[int] = [512]
+    key_depths: list[float] = [0.5]
+    key_seeds: int = Field(3, ge=0)        # 0 leaves the key settings out
     chunk: int = Field(512, ge=1)          # tokens a prefill pass
     minutes: float | None = Field(None, gt=0) # estimated minutes phase 3 may take; None is no limit
     memory_cap_gib: float | None = Field(None, gt=0)
 
-    @field_validator("depths", "core_depths", "sanity_depths")
+    @field_validator("depths", "core_depths", "sanity_depths", "ablation_depths", "map_depths", "key_depths")
     @classmethod
     def _depths(cls, v):
         if not v or any(not 0 <= d <= 1 for d in v):
@@ -117,8 +141,11 @@ def _check_names(p):
     from pispiral.evidence.evaluate import MODES, WINDOWED, mode_code
     from pispiral.model.loading import DTYPES
     from pispiral.tasks.items import HAYSTACKS, VALUES
-    for field in ("modes", "core_modes", "sanity_modes"):
+    for field in ("modes", "core_modes", "sanity_modes", "drift_modes", "map_modes", "key_modes"):
         for mode in getattr(p, field): one_of(mode, MODES, "a mode", name="pos")
+    from pispiral.encoding.spiral import CONTROLS, IRRATIONALS
+    for name in p.ablation_irrationals: one_of(name, (*IRRATIONALS, *CONTROLS), "an irrational", name="ablation_irrationals")
+    for mode in (*p.drift_modes, *p.map_modes): one_of(mode, [m for m in MODES if m not in WINDOWED], "a mode with a span of its own")
     one_of(p.haystack, HAYSTACKS, "a haystack", name="haystack")
     one_of(p.value, VALUES, "a kind of value", name="value")
     one_of(p.dtype, ("auto", *DTYPES), "a dtype", name="dtype")

@@ -24,6 +24,7 @@ class Branch(BaseModel):
     title: str # what to do if it holds
     all_of: dict[str, tuple[str, ...]] = {} # gate -> verdicts; every one must match
     any_of: dict[str, tuple[str, ...]] = {} # gate -> verdicts; one must match, where there are any
+    quotes: tuple[str, ...] = () # gates whose evidence belongs to it
     holds: bool = False # filled by `decide`
     because: list[str] = [] # the gates that speak for it, or that keep it from holding
 
@@ -34,13 +35,15 @@ BRANCHES = (
            all_of={"*": ("pass",)}),
     Branch(name="non_periodic",
            title="Pi is no better than a pseudo-random phase: reframe to non-periodic spiral encodings, still submit.",
-           all_of={"6.pi_vs_prng": ("fail",), "6.non_periodic_gain": ("pass",)}),
+           all_of={"6.pi_vs_prng": ("fail",), "6.non_periodic_gain": ("pass",)},
+           quotes=("6.pi_vs_prng", "6.non_periodic_gain", "6.ranking")),
     Branch(name="hybrid_default",
            title="The pi-spiral regresses at short lengths, hybrid does not: ship hybrid, report the K sweep.",
-           all_of={"2.pi_spiral_short": ("fail",), "2.hybrid_short": ("pass",), "4.hybrid_short": ("pass", *_OPEN)}),
+           all_of={"2.pi_spiral_short": ("fail",), "2.hybrid_short": ("pass",), "4.hybrid_short": ("pass", *_OPEN)},
+           quotes=("2.pi_spiral_short", "2.hybrid_short", "6.ranking")),
     Branch(name="attractor_led",
            title="The attractor carries most of the gain: lead with O(1) memory, the position code as support.",
-           all_of={"6.attractor_share": ("fail",)}),
+           all_of={"6.attractor_share": ("fail",)}, quotes=("6.attractor_share",)),
     Branch(name="not_supported", title="A core claim fails: report it as failing and do not make it.",
            any_of={"core": ("fail",)}),
     Branch(name="undecided",
@@ -62,6 +65,7 @@ class Decision(BaseModel):
     "What a run allows to say."
     branches: list[Branch] # all, those that hold marked
     verdicts: dict[str, str] # gate -> verdict
+    reasons: dict[str, str] # gate -> its evidence in a sentence
     claims: list[str] # to make, with their evidence
     dropped: list[str] # to drop, with their evidence
     concerns: list[str] # what a reader must be told
@@ -114,8 +118,8 @@ def decide(results:list[GateResult] # from `evaluate_gates`
     verdicts = {r.id: r.verdict for r in results}
     verdicts |= {g: "not run" for g in CORE if g not in verdicts}
     said = lambda verdict: [f"{r.statement} [{r.id}] {r.reason}" for r in results if r.verdict == verdict]
-    return Decision(branches=[_judge(b, verdicts) for b in BRANCHES], verdicts=verdicts, claims=said("pass"),
-                    dropped=said("fail"),
+    return Decision(branches=[_judge(b, verdicts) for b in BRANCHES], verdicts=verdicts, reasons={r.id: r.reason for r in results},
+                    claims=said("pass"), dropped=said("fail"),
                     concerns=_concerns(results), actions=[Action(gate=r.id, verdict=r.verdict, command=r.command,
                                                                  why=r.needs or r.reason)
                                                           for r in results if r.verdict in _OPEN])
@@ -134,6 +138,13 @@ def _list(title, # heading
     "A section with a list, or with the word none."
     return f"## {title}\n\n" + ("\n".join(f"- {o}" for o in lines) or "None.") + "\n"
 
+def _leaf(branch, # a Branch that holds
+          decision # a Decision
+         ) -> str: # markdown
+    "A leaf with the evidence that belongs to it."
+    told = [f"- {g}: {decision.reasons[g]}" for g in branch.quotes if g in decision.reasons]
+    return "\n".join([f"**{branch.name}.** {branch.title}\n", *told, *[""]*bool(told)])
+
 def decision_markdown(decision:Decision # from `decide`
                      ) -> str: # a page
     "The decision as a page of markdown."
@@ -143,7 +154,7 @@ def decision_markdown(decision:Decision # from `decide`
         because = ", ".join(b.because[:6]) + (f" and {len(b.because) - 6} more" if len(b.because) > 6 else "")
         table.append(f"| {b.name} | {'yes' if b.holds else 'no'} | {_rule(b)} | {because} |")
     return "\n".join(["# Decision\n", ", ".join(f"{n} {v}" for v, n in counts.items()) + ".\n",
-                      *[f"**{b.name}.** {b.title}\n" for b in decision.branches if b.holds], *table, "",
+                      *[_leaf(b, decision) for b in decision.branches if b.holds], *table, "",
                       _list("Claims to make", decision.claims), _list("Claims to drop", decision.dropped),
                       _list("Concerns", decision.concerns),
                       _list("Next actions", [f"`{a.command}` ({a.gate}, {a.verdict}: {a.why})"

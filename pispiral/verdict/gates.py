@@ -88,6 +88,7 @@ def evaluate_gates(run_dir, # runs/<run_id>
     rec, out = load_records(run_dir), []
     for gate in gates:
         if phases is not None and gate.phase not in phases: continue
+        profile = rec.profile.get("name")
         rerun = f"pispiral run --phases {gate.phase}"
         try:
             said = RULES[gate.rule](rec, gate.phase, **gate.thresholds)
@@ -98,6 +99,7 @@ def evaluate_gates(run_dir, # runs/<run_id>
             said = dict(verdict="not run", reason="; ".join([str(e), *whys]),
                         needs=f"the records of phase {gate.phase}")
             command = rerun
+        if command and profile not in (None, "demo") and "--profile" not in command: command += f" --profile {profile}"
         out.append(GateResult(id=gate.id, phase=gate.phase, statement=gate.statement, command=command, **said))
     return out
 
