@@ -28,7 +28,7 @@ class Cli:
 
     def __call__(self, *words, expect=0):
         process = self.start(*words)
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=1500)
         assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
         return out, err
 

@@ -160,21 +160,3 @@ def test_errors_name_both_values():
     ):
         with pytest.raises(ValueError) as said: call()
         assert words in str(said.value) and "\n" not in str(said.value)
-
-
-def test_shipped_checkpoint_carries_a_number_out_of_sight():
-    from pispiral import load_model
-    from pispiral.model.loading import set_attractor
-    from pispiral.model.stream import answers
-    from pispiral.tasks.niah import niah_item
-    model, tok = load_model(window=256, sinks=4, dtype="float32", attractor="smollm2-135m-instruct-numbers")
-    items = [niah_item(tok, 1024, .3, seed=s, haystack="repeat") for s in range(100, 104)]
-
-    def found():
-        with torch.inference_mode():
-            said = dict(answers(model, [i.ids for i in items], [16]*len(items), {tok.eos_token_id}))
-        return [items[i].expected[0] in tok.decode(out) for i, out in said.items()]
-
-    assert sum(found()) >= 3
-    set_attractor(model, None)
-    assert sum(found()) == 0

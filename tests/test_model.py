@@ -37,3 +37,21 @@ def test_generate_with_padding_equals_generate_alone(loaded, pos):
         one = tok(prompt, return_tensors="pt")
         alone = model.generate(**one, max_new_tokens=4, do_sample=False)[0, one.input_ids.shape[1]:]
         assert torch.equal(alone, got[:len(alone)])
+
+
+def test_shipped_checkpoint_carries_a_number_out_of_sight():
+    from pispiral import load_model
+    from pispiral.model.loading import set_attractor
+    from pispiral.model.stream import answers
+    from pispiral.tasks.niah import niah_item
+    model, tok = load_model(window=256, sinks=4, dtype="float32", attractor="smollm2-135m-instruct-numbers")
+    items = [niah_item(tok, 1024, .3, seed=s, haystack="repeat") for s in range(100, 104)]
+
+    def found():
+        with torch.inference_mode():
+            said = dict(answers(model, [i.ids for i in items], [16]*len(items), {tok.eos_token_id}))
+        return [items[i].expected[0] in tok.decode(out) for i, out in said.items()]
+
+    assert sum(found()) >= 3
+    set_attractor(model, None)
+    assert sum(found()) == 0

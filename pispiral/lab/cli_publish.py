@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Out', 'tables', 'figures', 'paper', 'report', 'kit']
 
-# %% ../../nbs/7_lab/76_cli_publish.ipynb #49ce6af2
+# %% ../../nbs/7_lab/76_cli_publish.ipynb #f5bcc2cd
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,10 +13,10 @@ import typer
 
 from .cli import Run, _one_line_errors, app
 
-# %% ../../nbs/7_lab/76_cli_publish.ipynb #cfefe041
+# %% ../../nbs/7_lab/76_cli_publish.ipynb #e78419c6
 __all__ = ["tables", "figures", "paper", "report", "kit"]
 
-# %% ../../nbs/7_lab/76_cli_publish.ipynb #faddfb9c
+# %% ../../nbs/7_lab/76_cli_publish.ipynb #ce35e916
 Out = Annotated[Optional[Path], typer.Option(help="Where to write instead of the run's folder.")]
 
 def _open(run_id):
@@ -34,7 +34,7 @@ def _say(paths):
     for path in map(Path.resolve, map(Path, paths)):
         typer.echo(str(path.relative_to(repository()) if path.is_relative_to(repository()) else path))
 
-# %% ../../nbs/7_lab/76_cli_publish.ipynb #a3b980a4
+# %% ../../nbs/7_lab/76_cli_publish.ipynb #955bd80f
 @app.command()
 @_one_line_errors
 def tables(run_id: Run = "demo", out: Out = None):
@@ -71,7 +71,7 @@ def report(runs: Annotated[list[str], typer.Argument(help="One run, or several t
     for pub in opened: _say([save_report(pub.res, pub.figures, (out/pub.res.name if out else pub.out)/"report.html")])
     if len(opened) > 1: _say([save_comparison([pub.res for pub in opened], (out or runs_dir())/name)])
 
-# %% ../../nbs/7_lab/76_cli_publish.ipynb #bb8268c7
+# %% ../../nbs/7_lab/76_cli_publish.ipynb #bcb9745b
 @app.command()
 @_one_line_errors
 def kit(run_id: Run = "demo", out: Annotated[Optional[Path], typer.Option(help="The archive to write.")] = None,

@@ -6,7 +6,7 @@
 __all__ = ['Publication', 'open_publication', 'make_kit', 'publish_tables', 'publish_figures', 'publish_paper', 'publish_report',
            'publish_kit']
 
-# %% ../../nbs/7_lab/76a_publishing.ipynb #d2a8ba2b
+# %% ../../nbs/7_lab/76a_publishing.ipynb #f325b320
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +19,11 @@ from ..publish.report import save_report
 from ..publish.run_figures import save_run_figures
 from ..publish.run_tables import Results, open_results, save_tables
 
-# %% ../../nbs/7_lab/76a_publishing.ipynb #c20c9c23
+# %% ../../nbs/7_lab/76a_publishing.ipynb #5e67d11e
 __all__ = ["Publication", "open_publication", "make_kit", "publish_tables", "publish_figures", "publish_paper",
            "publish_report", "publish_kit"]
 
-# %% ../../nbs/7_lab/76a_publishing.ipynb #25c4e313
+# %% ../../nbs/7_lab/76a_publishing.ipynb #482f0e37
 class Publication(NamedTuple):
     "A run, and where what is published of it goes."
     res: Results
@@ -38,7 +38,7 @@ def open_publication(run_id:str # a run's name
     res = open_results(folder, repository()/"nbs"/"profiles"/"pass_gates.yaml", done)
     return Publication(res, folder/"published", figures_dir(folder))
 
-# %% ../../nbs/7_lab/76a_publishing.ipynb #5ef86520
+# %% ../../nbs/7_lab/76a_publishing.ipynb #17efbc9e
 def make_kit(pub:Publication,
              out=None, # of the archive; None is published/<run_id>-kit.zip
              partial:bool=False # pack an unfinished run as it is
@@ -46,13 +46,14 @@ def make_kit(pub:Publication,
     "Pack a run; ValueError naming what is missing if it is unfinished."
     res, profile = pub.res, pub.res.rec.profile
     if res.missing and not partial:
-        missing, command = ", ".join(map(str, res.missing)), f"pispiral run --profile {profile['name']} --run-id {res.name}"
+        missing = ", ".join(map(str, res.missing))
+        command = f"pispiral run --profile {profile['name']} --run-id {res.name}"
         raise ValueError(f"run {res.name!r} is unfinished, phases {missing} are missing: finish it with `{command}`, "
                          "or pack what there is with --partial")
     packaged, profiles = load_profile(profile["name"]).model_dump(mode="json"), repository()/"nbs"/"profiles"
     return pack_kit(res, out or pub.out/f"{res.name}-kit.zip", profiles, pub.figures, pub.out, packaged)
 
-# %% ../../nbs/7_lab/76a_publishing.ipynb #43159197
+# %% ../../nbs/7_lab/76a_publishing.ipynb #30c14490
 def publish_tables(phase, pub:Publication): # phase: of the notebook
     "Tables in every format."
     made = save_tables(pub.res, pub.out/"tables")

@@ -6,7 +6,7 @@
 __all__ = ['NOT_RUN', 'FORMATS', 'Cell', 'proportion', 'number', 'Table', 'to_csv', 'to_markdown', 'to_latex', 'to_typst',
            'to_html', 'save_table']
 
-# %% ../../nbs/6_publish/62a_formats.ipynb #14e0e1fa
+# %% ../../nbs/6_publish/62a_formats.ipynb #26278c1f
 import csv, html, io, math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from ..files import write_text
 from .tables import markdown_table
 from ..verdict.stats import wilson
 
-# %% ../../nbs/6_publish/62a_formats.ipynb #d13cfe62
+# %% ../../nbs/6_publish/62a_formats.ipynb #6853d76c
 __all__ = ["Cell", "Table", "NOT_RUN", "proportion", "number", "to_csv", "to_markdown", "to_latex", "to_typst",
            "to_html", "FORMATS", "save_table"]
 
-# %% ../../nbs/6_publish/62a_formats.ipynb #4737324e
+# %% ../../nbs/6_publish/62a_formats.ipynb #e9d49a56
 @dataclass(frozen=True)
 class Cell:
     "An entry: what is printed, and the numbers behind it."
@@ -54,7 +54,7 @@ def number(value, # a number, or None
     ends = f" [{low:{form}}, {high:{form}}]" if low is not None and math.isfinite(low + high) else ""
     return Cell(f"{value:{form}}{ends}{f' n={n}' if n else ''}", value, low, high, n)
 
-# %% ../../nbs/6_publish/62a_formats.ipynb #c883fab0
+# %% ../../nbs/6_publish/62a_formats.ipynb #c5c7a944
 @dataclass
 class Table:
     "Rows of text and entries, with the names of both."
@@ -85,7 +85,7 @@ class Table:
         if not self.rows: return [[NOT_RUN] + [Cell("")]*(len(self.header) - 1)]
         return [[*(Cell(" ".join(str(k).split())) for k in keys), *cells] for keys, cells in self.rows]
 
-# %% ../../nbs/6_publish/62a_formats.ipynb #80a7ad2f
+# %% ../../nbs/6_publish/62a_formats.ipynb #06b32d1b
 def _exact(value # a number, or None
           ) -> str: # at most six digits after the point
     "A number for a machine."
@@ -103,7 +103,7 @@ def to_csv(t:Table) -> str: # CSV
         write([*keys, *(v for part in numbers for v in part)])
     return out.getvalue()
 
-# %% ../../nbs/6_publish/62a_formats.ipynb #ef79492a
+# %% ../../nbs/6_publish/62a_formats.ipynb #cfa0cfe2
 def to_markdown(t:Table) -> str: # Markdown
     "A table with its title and note."
     t, bold = t.compact(), lambda c: f"**{c.text}**" if c.best else c.text
@@ -136,7 +136,7 @@ def to_latex(t:Table) -> str: # LaTeX
                       *(line(map(bold, row)) for row in t.body), r"\bottomrule", r"\end{tabular}",
                       *([f"\\par\\smallskip\\footnotesize {_tex(t.note)}"] if t.note else []), r"\end{table*}"]) + "\n"
 
-# %% ../../nbs/6_publish/62a_formats.ipynb #5419369e
+# %% ../../nbs/6_publish/62a_formats.ipynb #a9dca00e
 def _string(text:str) -> str: # a typst string literal
     "Text as a string, in which typst sees no markup."
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -167,7 +167,7 @@ def to_html(t:Table) -> str: # a figure element
             f'<table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
             + (f'<p class="note">{html.escape(t.note)}</p>' if t.note else "") + "</figure>")
 
-# %% ../../nbs/6_publish/62a_formats.ipynb #98a25444
+# %% ../../nbs/6_publish/62a_formats.ipynb #6252802c
 FORMATS = dict(csv=to_csv, tex=to_latex, typ=to_typst, md=to_markdown) # ending -> writer
 
 def save_table(t:Table,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['leaks', 'reproduce_script', 'pack_kit', 'verify_kit']
 
-# %% ../../nbs/6_publish/68_kit.ipynb #4ea95d99
+# %% ../../nbs/6_publish/68_kit.ipynb #3e86de11
 import hashlib, json, re, shutil, tempfile, zipfile
 from pathlib import Path, PurePosixPath
 
@@ -15,10 +15,10 @@ from ..evidence.records import write_json
 from ..files import write_text
 from .run_tables import open_results, save_tables
 
-# %% ../../nbs/6_publish/68_kit.ipynb #a312f6c7
+# %% ../../nbs/6_publish/68_kit.ipynb #505fdc9f
 __all__ = ["leaks", "reproduce_script", "pack_kit", "verify_kit"]
 
-# %% ../../nbs/6_publish/68_kit.ipynb #ad5aea70
+# %% ../../nbs/6_publish/68_kit.ipynb #b566b1ab
 _PATH = r"(?<![\w.~<>*-])(?:file:/{2})?/(?:home|root|Users|tmp|var|mnt|work|opt|srv|kaggle|content)/[\w.-]"
 _LEAKS = {"an absolute path": _PATH, "a Windows path": r"\b[A-Z]:\\+Users\\",
           "a token": r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{20,}"
@@ -50,7 +50,7 @@ def _text_of(path:Path) -> str: # what a reader of the file could read
     if path.suffix == ".jsonl": return "\n".join(t for line in text.splitlines() for t in _strings(json.loads(line)))
     return text
 
-# %% ../../nbs/6_publish/68_kit.ipynb #20d065ec
+# %% ../../nbs/6_publish/68_kit.ipynb #e0755bd5
 def _quoted(word) -> str: # for a shell
     "A word in single quotes."
     return "'" + str(word).replace("'", "'\\''") + "'"
@@ -76,7 +76,7 @@ def reproduce_script(run:dict, # run.json
         "make .venv/.installed", ". .venv/bin/activate", "pispiral assets",
         " ".join([*command, *_settings(profile, packaged)]), f"pispiral report {_quoted(again)}"]) + "\n"
 
-# %% ../../nbs/6_publish/68_kit.ipynb #ca0567c7
+# %% ../../nbs/6_publish/68_kit.ipynb #ace89245
 _KEPT = {".json", ".jsonl", ".csv", ".yaml", ".log", ".ipynb", ".txt", ".md"} # of a run
 _PICTURES = {".json", ".png", ".pdf", ".svg"} # of its figures
 
@@ -141,7 +141,7 @@ def _zip(folder, out): # None
             info.external_attr, info.create_system = (0o755 if name.endswith(".sh") else 0o644) << 16, 3
             archive.writestr(info, (Path(folder)/name).read_bytes(), zipfile.ZIP_DEFLATED)
 
-# %% ../../nbs/6_publish/68_kit.ipynb #720b4170
+# %% ../../nbs/6_publish/68_kit.ipynb #5aa52201
 def pack_kit(res, # Results
              out, # kit.zip
              profiles, # nbs/profiles
@@ -158,7 +158,7 @@ def pack_kit(res, # Results
         _zip(tmp, Path(out))
     return Path(out)
 
-# %% ../../nbs/6_publish/68_kit.ipynb #e188938b
+# %% ../../nbs/6_publish/68_kit.ipynb #f446662f
 def _opened(kit, tmp) -> Path: # the kit's folder
     "A kit as a folder; ValueError if it is none."
     kit = Path(kit)

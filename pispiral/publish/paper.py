@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['paper_values', 'make_paper']
 
-# %% ../../nbs/6_publish/66_paper.ipynb #7c8e4242
+# %% ../../nbs/6_publish/66_paper.ipynb #6c5a046d
 import json, shutil, tempfile
 from pathlib import Path
 
 import typst
+from tqdm import tqdm
 
 from ..evidence.records import write_json
 from .figures import PAGE, as_image, in_order
@@ -19,10 +20,10 @@ from .run_tables import Results, run_tables
 from ..verdict.decision import decide
 from ..verdict.gates import VERDICTS
 
-# %% ../../nbs/6_publish/66_paper.ipynb #34791855
+# %% ../../nbs/6_publish/66_paper.ipynb #5abbc167
 __all__ = ["paper_values", "make_paper"]
 
-# %% ../../nbs/6_publish/66_paper.ipynb #37197af2
+# %% ../../nbs/6_publish/66_paper.ipynb #a3ac9b2c
 _TITLE = "Does a non-periodic position code extend the context of a pretrained language model?"
 
 def _run_values(res # results
@@ -59,7 +60,7 @@ def _counts(res # results
     return dict(items=str(len(res.rec.items)) if len(res.rec.items) else None, gates=str(len(verdicts)),
                 minutes=f"{sum(known)/60:.1f}" if known else None, **{v: str(verdicts.count(v)) for v in VERDICTS})
 
-# %% ../../nbs/6_publish/66_paper.ipynb #59dd9689
+# %% ../../nbs/6_publish/66_paper.ipynb #cf1df10d
 def _decision_values(res # results
                     ) -> dict: # holds, branches, claims, dropped, actions
     "What the decision rules make of the gates; actions that type the same command are one."
@@ -99,7 +100,7 @@ def paper_values(res:Results,
         figures=[dict(name=d.name, caption=d.caption, file=f"figures/{i}.pdf",
                       wide=(d.figure.layout.width or 0) >= PAGE) for i, d in enumerate(figures)])
 
-# %% ../../nbs/6_publish/66_paper.ipynb #b6a309c8
+# %% ../../nbs/6_publish/66_paper.ipynb #cf409439
 def make_paper(res:Results,
                source, # folder with paper.typ and references.bib
                figures, # figures/<run_id>, for what phases saved; it need not exist
@@ -112,7 +113,8 @@ def make_paper(res:Results,
         for name in ("paper.typ", "references.bib"): shutil.copy(Path(source)/name, tmp)
         write_json(Path(tmp)/"values.json", values)
         for t in run_tables(res): _write(Path(tmp)/"tables"/f"{t.name}.typ", to_typst(t).encode())
-        for d, f in zip(drawn, values["figures"]): _write(Path(tmp)/f["file"], as_image(d.figure, "pdf"))
+        for d, f in zip(tqdm(drawn, "figures", leave=False, disable=None), values["figures"]):
+            _write(Path(tmp)/f["file"], as_image(d.figure, "pdf"))
         try: pdf = typst.compile(str(Path(tmp)/"paper.typ"), root=tmp, ignore_system_fonts=True)
         except typst.TypstError as e: raise RuntimeError(f"paper.typ: {' '.join(str(e).split())}") from None
     write_json(Path(out)/"values.json", values)

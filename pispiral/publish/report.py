@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['notebook_html', 'report_html', 'save_report', 'comparison_html', 'save_comparison']
 
-# %% ../../nbs/6_publish/67_report.ipynb #deaa0647
+# %% ../../nbs/6_publish/67_report.ipynb #4f6fe1cc
 import html, json, re
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -24,10 +25,10 @@ from ..verdict.decision import decide
 from ..verdict.gates import VERDICTS
 from ..verdict.stats import paired_gain
 
-# %% ../../nbs/6_publish/67_report.ipynb #227ebbd5
+# %% ../../nbs/6_publish/67_report.ipynb #c0841d54
 __all__ = ["notebook_html", "report_html", "comparison_html", "save_report", "save_comparison"]
 
-# %% ../../nbs/6_publish/67_report.ipynb #ca164056
+# %% ../../nbs/6_publish/67_report.ipynb #08814a51
 _CSS = """
 :root{color-scheme:light dark;--bg:#fff;--ink:#1c1c1c;--soft:#595959;--line:#d5d5d5;--card:#f6f6f4;--link:#0b5cad;
 --pass:#00664a;--fail:#a33a00;--inconclusive:#7a5600;--notrun:#595959}
@@ -113,7 +114,7 @@ def _page(title:str, # of the window
             f'</li></ul></nav></header><main id="main">{body}</main>'
             f'<script>{get_plotlyjs()}</script><script>{_JS}</script></body></html>\n')
 
-# %% ../../nbs/6_publish/67_report.ipynb #92bd9b1a
+# %% ../../nbs/6_publish/67_report.ipynb #2e47ced2
 def _figure(d:Drawn, # a figure
             number:int # on this page
            ) -> str: # HTML
@@ -149,7 +150,7 @@ def _verdict_part(res) -> str: # HTML
     return (f"<h1>Run {_say(res.name)}</h1>{missing}<ul class=\"verdicts\" aria-label=\"Gates by verdict\">{chips}</ul>"
             f"{branches}<h3>Claims that may be made</h3>{items(d.claims)}<h3>Claims to drop</h3>{items(d.dropped)}")
 
-# %% ../../nbs/6_publish/67_report.ipynb #aab96b29
+# %% ../../nbs/6_publish/67_report.ipynb #266cd17e
 _SHOWN = 200 # lines of a record file on the page
 _COLUMNS = ("task", "model", "mode", "length", "depth", "seed", "score", "accuracy", "n", "expected", "answer",
             "seconds", "runtime", "variant", "exact_match", "not_run")
@@ -205,12 +206,17 @@ def _environment(res) -> str: # HTML
     return (f'{to_html(table)}<details id="environment.txt"><summary>environment.txt</summary>'
             f"<pre>{_say(listed)}</pre></details>")
 
-# %% ../../nbs/6_publish/67_report.ipynb #77310981
+# %% ../../nbs/6_publish/67_report.ipynb #49634c3c
+@lru_cache(1)
+def _exporter():
+    "nbconvert's exporter; its templates are read once."
+    from nbconvert import HTMLExporter
+    return HTMLExporter(template_name="basic", exclude_anchor_links=True)
+
 def notebook_html(path # an executed notebook
                  ) -> str: # a fragment of HTML
     "A notebook as HTML without scripts, styles and identifiers."
-    from nbconvert import HTMLExporter
-    body, _ = HTMLExporter(template_name="basic", exclude_anchor_links=True).from_filename(str(path))
+    body, _ = _exporter().from_filename(str(path))
     body = re.sub(r"<(script|style)\b.*?</\1>", "", body, flags=re.S)
     body = re.sub(r"(</?h)([1-6])\b", lambda m: f"{m[1]}{min(6, int(m[2]) + 2)}", body)
     return re.sub(r'\s(?:id|name|href)="#?[^":/]*"', "", body)
@@ -225,7 +231,7 @@ def _notebooks(res) -> str: # HTML
                    f"{notebook_html(path)}</div></details>")
     return "".join(out) or "<p>No notebook was executed: not run.</p>"
 
-# %% ../../nbs/6_publish/67_report.ipynb #86f9a3b1
+# %% ../../nbs/6_publish/67_report.ipynb #3a77caf4
 def report_html(res:Results,
                 figures # figures/<run_id>; it need not exist
                ) -> str: # a document
@@ -253,7 +259,7 @@ def save_report(res:Results,
     write_text(path, report_html(res, figures))
     return Path(path)
 
-# %% ../../nbs/6_publish/67_report.ipynb #e24af918
+# %% ../../nbs/6_publish/67_report.ipynb #e482d622
 def _differences(runs) -> Table: # one row a key that differs
     "Keys of the profiles, commits and machines that differ."
     of = lambda r: {**r.rec.profile, "commit": (r.run.get("commit") or {}).get("commit"),

@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['Drawn', 'drawn_figures', 'saved_figures', 'all_figures', 'save_run_figures']
 
-# %% ../../nbs/6_publish/62c_run_figures.ipynb #77b31f8f
+# %% ../../nbs/6_publish/62c_run_figures.ipynb #d0d8295c
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import plotly.graph_objects as go
 import plotly.io as pio
+from tqdm import tqdm
 
 from .figures import (auc_over_depth_bars, figure_stem, length_curves, retrieval_heatmap,
                                       save_figure)
 from .run_tables import Results
 
-# %% ../../nbs/6_publish/62c_run_figures.ipynb #6958487f
+# %% ../../nbs/6_publish/62c_run_figures.ipynb #92152f0b
 __all__ = ["Drawn", "drawn_figures", "saved_figures", "all_figures", "save_run_figures"]
 
-# %% ../../nbs/6_publish/62c_run_figures.ipynb #52da4b66
+# %% ../../nbs/6_publish/62c_run_figures.ipynb #d72a7d11
 @dataclass
 class Drawn:
     "A figure with what its file name and its caption say."
@@ -65,7 +66,7 @@ def drawn_figures(res:Results) -> list: # of Drawn
                 Drawn("niah_auc", config, auc_over_depth_bars(cells_of), records.replace("items", "metrics"))]
     return out
 
-# %% ../../nbs/6_publish/62c_run_figures.ipynb #f752bbaa
+# %% ../../nbs/6_publish/62c_run_figures.ipynb #da5315d4
 def saved_figures(folder # figures/<run_id>
                  ) -> list: # of Drawn, by name
     "Figures that phases saved; ValueError naming a file that is no figure."
@@ -94,7 +95,7 @@ def save_run_figures(res:Results,
                     ) -> list: # paths
     "Write every figure of a run in `formats`; metadata name run, records and commit."
     out = []
-    for d in all_figures(res, folder):
+    for d in tqdm(all_figures(res, folder), "figures", leave=False, disable=None):
         meta = d.figure.layout.meta or {}
         source = {**res.source, **{k: meta[k] for k in ("commit", "dirty") if k in meta}, "records": d.records}
         out += save_figure(d.figure, folder, d.name, d.config, source, formats).values()

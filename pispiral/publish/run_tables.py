@@ -6,7 +6,7 @@
 __all__ = ['PHASE_COUNT', 'Results', 'open_results', 'clear_winner', 'niah_table', 'niah_cells', 'ruler_table', 'task_table',
            'system_table', 'ablation_table', 'nano_table', 'gates_table', 'time_table', 'run_tables', 'save_tables']
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #01c186b0
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #07a134c0
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ from ..verdict.gates import evaluate_gates, load_gates
 from ..verdict.observed import VARIANT, Records, load_records
 from ..verdict.stats import flat_slope, holm, mcnemar_exact, mean_ci
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #df3f4f1f
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #9c923169
 __all__ = ["PHASE_COUNT", "Results", "open_results", "clear_winner", "niah_table", "niah_cells", "ruler_table",
            "task_table", "system_table", "ablation_table", "nano_table", "gates_table", "time_table", "run_tables",
            "save_tables"]
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #c4932d29
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #5704fd9e
 PHASE_COUNT = 11 # 0 to 10
 
 @dataclass
@@ -79,7 +79,7 @@ def open_results(run_dir, # runs/<run_id>
     done = tuple(sorted(rec.results)) if finished is None else tuple(finished)
     return Results(run, rec, evaluate_gates(folder, load_gates(gate_file)), done)
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #311d6413
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #d11344fd
 def _p_value(a, # scores of one label
              b # scores of the other on the same items
             ) -> float: # two-sided
@@ -102,7 +102,7 @@ def clear_winner(rows, # items of one row of a table: pair, score and the label
         ps.append(_p_value(both[best].to_numpy(), both[other].to_numpy()))
     return best if max(holm(ps)) < alpha else None
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #e5c0d08c
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #6ad43512
 _TASKS = ("Entries are mean accuracy with Wilson's 95 % interval and n, the number of items. Bold: better than every "
           "other entry of its row by a paired test at 5 %, Holm-corrected.")
 _LENGTHS = _TASKS.replace("of its row", "of its column")
@@ -155,7 +155,7 @@ def niah_cells(res:Results) -> Table: # rows: model, haystack, length, depth; co
     return Table("niah_cells", "Needle in a haystack: accuracy by context length in tokens and needle depth", keys,
                  tuple(modes), _by_mode(rows, keys, modes), _TASKS)
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #8618ca6d
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #f6670036
 def _tasks(res, # results
            keep, # task -> bool
            name, title # of the table
@@ -176,7 +176,7 @@ def task_table(res:Results) -> Table: # one row a task and length
     return _tasks(res, lambda t: t != "niah" and not t.startswith("ruler"), "tasks",
                   "Other tasks: accuracy per task and context length in tokens")
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #52daea41
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #17e6d315
 _SYSTEM = ("Growth: least-squares change of peak memory from the shortest to the longest length, relative to its "
            "start, with its 95 % interval.")
 
@@ -216,7 +216,7 @@ def system_table(res:Results) -> Table: # one row a setting
     return Table("system", "System metrics: memory, speed and state at the longest length", tuple(keys), columns,
                  tuple(out), _SYSTEM)
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #1797a581
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #406aee2c
 def ablation_table(res:Results) -> Table: # rows: setting, mode, value
     "Accuracy of variants that differ in one setting."
     rows, out = res.rec.items, []
@@ -245,7 +245,7 @@ def nano_table(res:Results) -> Table: # rows: variant; columns: lengths
                  tuple(lengths), tuple(((v,), [of(v, n) for n in lengths]) for v in dict.fromkeys(rows.variant)),
                  "Student's 95 % interval over seeds; n counts seeds.")
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #0c4cd548
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #b50f4358
 def gates_table(res:Results) -> Table: # one row a gate
     "Every gate with its verdict and evidence."
     rows = tuple(((g.id, g.statement, g.verdict, g.reason), ()) for g in res.gates)
@@ -258,7 +258,7 @@ def time_table(res:Results) -> Table: # one row a phase
                  for p, r in sorted(res.rec.results.items()))
     return Table("times", "Wall time of each phase", ("phase", "title"), ("seconds",), rows)
 
-# %% ../../nbs/6_publish/62b_run_tables.ipynb #7fbd8f5c
+# %% ../../nbs/6_publish/62b_run_tables.ipynb #fb471b33
 _MAKERS = (niah_table, niah_cells, ruler_table, task_table, system_table, ablation_table, nano_table, gates_table,
            time_table)
 
