@@ -100,6 +100,10 @@ class Profile(BaseModel):
     minutes: float | None = Field(None, gt=0) # estimated minutes phase 3 may take; None is no limit
     memory_cap_gib: float | None = Field(None, gt=0)
 
+    # long streams, quantised and offloaded models
+
+    # RULER, InfiniteBench, questions over documents
+
     @field_validator("depths", "core_depths", "sanity_depths", "ablation_depths", "map_depths", "key_depths")
     @classmethod
     def _depths(cls, v):
