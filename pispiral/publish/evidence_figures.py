@@ -34,9 +34,11 @@ def collision_figure(table, # offset, convergent, cosine_sim_<mode>, …
                         hovertemplate="offset %{x:,}: %{y:.6f}<extra>" + m + "</extra>")
     if "cosine_sim_pi_spiral_single" in table:
         near = table[(table.convergent == 1) & (table.offset > 1)]
+        q = [0, *near.offset, math.inf]
+        side = ["top left" if c < 1.2*b else "top right" if b < 1.2*a else "top center" for a, b, c in zip(q, q[1:], q[2:])]
         fig.add_scatter(x=near.offset.tolist(), y=near.cosine_sim_pi_spiral_single.tolist(), mode="markers+text",
                         name="denominators of the convergents", text=[f"{q}" for q in near.offset],
-                        textposition="top center", textfont_size=10, cliponaxis=False,
+                        textposition=side, textfont_size=10, cliponaxis=False,
                         marker=dict(color="#D55E00", symbol="diamond", size=7),
                         hovertemplate="offset %{x:,}: %{y:.9f}<extra>convergent</extra>")
     style(fig, width, 360, len(modes) + 2)
@@ -45,6 +47,7 @@ def collision_figure(table, # offset, convergent, cosine_sim_<mode>, …
 
 # %% ../../nbs/6_publish/64_evidence_figures.ipynb #8bc6ed38
 def spectrum_figure(table, # mode, freq (cycles a token), magnitude (1 is a pure line)
+                    points:int=240, # drawn a panel
                     width:int=PAGE # px
                    ) -> go.Figure: # a panel a mode
     "The spectrum of each code's phases in decibels, on one scale."
@@ -54,8 +57,9 @@ def spectrum_figure(table, # mode, freq (cycles a token), magnitude (1 is a pure
                         vertical_spacing=.25/down)
     for i, m in enumerate(modes):
         part = table[(table["mode"] == m) & (table.freq > 0)]
+        part = part.loc[part.magnitude.groupby((part.freq*points*2).round()).idxmax()] # the highest of its neighbours
         level = 20*np.log10(part.magnitude.clip(lower=1e-9))
-        fig.add_scatter(x=part.freq.tolist(), y=level.round(2).tolist(), mode="lines", showlegend=False,
+        fig.add_scatter(x=part.freq.round(5).tolist(), y=level.round(2).tolist(), mode="lines", showlegend=False,
                         line=dict(color=mode_style(m)["color"], width=1), row=i//2 + 1, col=i % 2 + 1,
                         hovertemplate="%{x:.4f} cycles a token: %{y:.0f} dB<extra>" + m + "</extra>")
     style(fig, width, 60 + 110*down)
