@@ -112,8 +112,8 @@ def with_context(table, # of `failures`
 def failure_counts(table # of `failures`
                   ) -> pd.DataFrame: # rows: side, cause; columns: length and depth
     "How many items of each cause were lost and won, by length and depth."
-    rows = table.assign(depth=table.depth.map(lambda d: "–" if d is None or d != d else f"{d:g}"))
-    return rows.pivot_table("seed", ["side", "cause"], ["length", "depth"], aggfunc="size", fill_value=0)
+    depth = table.depth.map(lambda d: "–" if d is None or d != d else f"{d:.1f}").rename("depth")
+    return pd.crosstab([table.side, table.cause], [table.length, depth])
 
 def _html(text): # str
     "Text that HTML shows as it is."
