@@ -70,13 +70,14 @@ def memory_of(attractor # as `attractor_name` writes it, or None
     return dict(attractor=True, checkpoint=attractor, alpha_policy=read_adapters(checkpoint(name))[0]["config"]["alpha_policy"])
 
 def item_record(item:Item, setting:Setting, answer:str, seconds:float, tokens_read:int): # dict, a line of items.jsonl
-    "Everything worth keeping about one answered item."
+    "Everything worth keeping about one answered item; `source`, `cut` and `wraps` where they say something."
+    said = {k: v for k in ("source", "cut", "wraps") if (v := getattr(item, k))}
     return dict(key=setting.key(item), prompt_hash=item.prompt_hash, task=item.task, haystack=item.haystack,
                 length=item.length, depth=item.depth, seed=item.seed, mode=setting.mode, model=setting.model,
                 needle_at=item.needle_at,
                 expected=list(item.expected), answer=answer, **score(item, answer), seconds=round(seconds, 3),
                 tokens_read=tokens_read, config=setting.code.model_dump(), window=setting.window, dtype=setting.dtype,
-                device=setting.device, chunk=setting.chunk, sinks=setting.sinks, **memory_of(setting.attractor))
+                device=setting.device, chunk=setting.chunk, sinks=setting.sinks, **said, **memory_of(setting.attractor))
 
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #6a3baf45
 def _cell(record):
@@ -98,8 +99,15 @@ def metrics(records, # item records
                         seed=first["seed"], runtime=round(sum(r["seconds"] for r in group), 3), model=first["model"],
                         n=len(group), window=first["window"],
                         config_hash=digest([first["config"], first["window"], first["dtype"], first["chunk"]])))
-    place = lambda m: (m["task"], str(m["haystack"]), m["length"], m["mode"], m["depth"] or 0, m["seed"])
-    return sorted(out, key=place)
+    return sorted(out, key=_place)
+
+def _place(m): return m["task"], str(m["haystack"]), m["length"], m["mode"], m["depth"] or 0, m["seed"]
+
+def _add_metrics(path, new):
+    "Put cells into metrics.jsonl beside those that earlier calls of the phase wrote; a cell measured again is replaced."
+    cell = lambda m: [m.get(k) for k in ("model", "window", "config_hash", "task", "haystack", "length", "mode", "depth", "seed")]
+    mine = list(map(cell, new))
+    write_log(path, sorted(new + [m for m in read_log(path) if cell(m) not in mine], key=_place))
 
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #6382cd5b
 class Plan(NamedTuple):
@@ -213,7 +221,7 @@ def evaluate(model,      # a loaded transformers model; its position code is set
                 begin = now
         progress.bar.close()
     records = [known[key] for key in wanted]
-    write_log(Path(folder)/"metrics.jsonl", metrics(records))
+    _add_metrics(Path(folder)/"metrics.jsonl", metrics(records))
     return records
 
 def _listed(x): return x if isinstance(x, (list, tuple)) else [x]

@@ -105,6 +105,29 @@ class Profile(BaseModel):
     # long streams, quantised and offloaded models
 
     # RULER, InfiniteBench, questions over documents
+    ruler_tasks: list[str] = ["all"]       # phase 3; RULER's names, or the plan's: multi-needle, multi-hop, counting …
+    ruler_lengths: list[int] = []          # none leaves RULER out
+    ruler_seeds: int = Field(1, ge=1)      # items of each task and length
+    ruler_modes: list[str] = []            # none: the core modes
+    ruler_minutes: float | None = Field(None, gt=0) # estimated minutes that RULER may take in a phase; None is no limit
+    infinite_tasks: list[str] = ["passkey", "kv_retrieval"] # phase 3
+    infinite_lengths: list[int] = []
+    infinite_seeds: int = Field(1, ge=1)
+    infinite_minutes: float | None = Field(None, gt=0)
+    medium_ruler_tasks: list[str] = ["niah_single_1", "multi-needle", "multi-hop", "aggregation"] # phase 4
+    medium_ruler_lengths: list[int] = []
+    medium_ruler_seeds: int = Field(1, ge=1)
+    document_tasks: list[str] = ["multidoc_hotpotqa", "multidoc_2wikimqa", "multidoc_musique"]
+    document_lengths: list[int] = []
+    document_seeds: int = Field(1, ge=1)
+    documents_source: str = "offline"      # of all questions over documents: offline, published, or auto: published if reachable
+    guard_lengths: list[int] = []          # short questions to the medium model
+    guard_seeds: int = Field(1, ge=1)
+    benchmark_minutes: float | None = Field(None, gt=0) # phase 4's RULER, documents and guard, each
+    heavy_infinite_tasks: list[str] = ["passkey"] # phase 5
+    heavy_infinite_lengths: list[int] = []
+    heavy_infinite_seeds: int = Field(1, ge=1)
+    heavy_infinite_minutes: float | None = Field(None, gt=0)
 
     @field_validator("depths", "core_depths", "sanity_depths", "ablation_depths", "map_depths", "key_depths")
     @classmethod
@@ -154,6 +177,7 @@ def _check_names(p):
     for mode in (*p.drift_modes, *p.map_modes): one_of(mode, [m for m in MODES if m not in WINDOWED], "a mode with a span of its own")
     one_of(p.haystack, HAYSTACKS, "a haystack", name="haystack")
     one_of(p.value, VALUES, "a kind of value", name="value")
+    _check_benchmarks(p)
     one_of(p.dtype, ("auto", *DTYPES), "a dtype", name="dtype")
     one_of(p.alpha_policy, POLICIES, "a policy", name="alpha_policy")
     from pispiral.model.nano import nano_variants
@@ -169,6 +193,22 @@ def _check_names(p):
     for a, b in combinations(codes, 2): # records are told apart by their code
         if codes[a] == codes[b]: raise ValueError(f"modes {a} and {b} are the same code here: leave one of them out")
     if p.device != "auto": _check_device(p.device)
+
+def _check_benchmarks(p):
+    "ValueError with the nearest name if a benchmark's task, mode or source is unknown, or a length beyond the code's reach."
+    from pispiral.evidence.evaluate import MODES
+    from pispiral.tasks.infinitebench import INFINITEBENCH
+    from pispiral.tasks.multidoc import QUESTIONS
+    from pispiral.tasks.ruler import ruler_tasks
+    ruler_tasks([*p.ruler_tasks, *p.medium_ruler_tasks])
+    for t in (*p.infinite_tasks, *p.heavy_infinite_tasks): one_of(t, INFINITEBENCH, "an InfiniteBench task", name="infinite_tasks")
+    for t in p.document_tasks: one_of(t, QUESTIONS, "a task over documents", name="document_tasks")
+    for m in p.ruler_modes: one_of(m, MODES, "a mode", name="ruler_modes")
+    one_of(p.documents_source, ("auto", "offline", "published"), "a source", name="documents_source")
+    for name in ("ruler_lengths", "infinite_lengths", "medium_ruler_lengths", "document_lengths", "guard_lengths",
+                 "heavy_infinite_lengths"):
+        for n in getattr(p, name):
+            if not 0 < n <= p.target_length: raise ValueError(f"{name}: length {n} is not from 1 to target_length={p.target_length}")
 
 def _check_device(device):
     "ValueError if there is no such device."
