@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..errors import one_of
-from .observed import PAIR, load_records, main_items
-from .stats import Gain, auc_over_depth, holm, mcnemar_exact, mean_ci, paired_gain
+from .observed import PAIR, NotRun, load_records, main_items
+from .stats import Gain, auc_over_depth, holm, mean_ci, paired_gain, paired_p
 
 # %% ../../nbs/5_verdict/57_compare.ipynb #196a4125
 __all__ = ["Arm", "arms", "Comparison", "compare", "comparison_table", "seed_table"]
@@ -49,7 +49,7 @@ class Comparison(NamedTuple):
     gain: Gain # of the mean score
     accuracy: float # the candidate's, on the common items
     against: float # the baseline's
-    p: float # McNemar exact; nan for scores that are not 0 or 1
+    p: float # McNemar exact; of a permutation of signs for scores that are not 0 or 1
     pairs: pd.DataFrame # task, haystack, length, depth, seed, score_a, score_b
     notes: tuple # what was left out
 
@@ -80,8 +80,7 @@ def compare(a:Arm, # the candidate
     "Two arms on the items that both answered; ValueError that says what differs if there are none."
     both = a.items.merge(b.items[["pair", "score"]], on="pair", suffixes=("_a", "_b"))
     if both.empty: raise ValueError(f"{a.name} and {b.name} share no item ({_differ(a.items, b.items)}): nothing to compare")
-    binary = np.isin(both[["score_a", "score_b"]], [0, 1]).all()
-    p = mcnemar_exact(both.score_a, both.score_b) if binary else float("nan")
+    p = paired_p(both.score_a, both.score_b)
     keep = ["task", "haystack", "length", "depth", "seed", "score_a", "score_b"]
     return Comparison(a.name, b.name, paired_gain(both.score_a, both.score_b, alpha), float(both.score_a.mean()),
                       float(both.score_b.mean()), p, both[keep], (*dict.fromkeys((*a.notes, *b.notes)), *_left_out(a, b, len(both))))
@@ -93,11 +92,9 @@ def comparison_table(found, # of Comparison
                     )->pd.DataFrame: # one row a comparison; `p` corrected over all
     "Every comparison in a row, Holm-corrected."
     found = list(found)
-    tested = [c.p == c.p for c in found]
-    p = np.full(len(found), np.nan)
-    p[tested] = holm([c.p for c in found if c.p == c.p])
+    p = holm([c.p for c in found])
     def said(c, p):
-        if p < alpha or (p != p and (c.gain.lower > 0 or c.gain.upper < 0)): return "better" if c.gain.diff > 0 else "worse"
+        if p < alpha: return "better" if c.gain.diff > 0 else "worse"
         return f"equal within {margin:g}" if c.gain.lower > -margin and c.gain.upper < margin else "indistinguishable"
     def area(c, side): # mean over lengths of the area under accuracy over depth; nan below two depths
         acc = c.pairs.dropna(subset="depth").groupby(["length", "depth"])[side].mean().reset_index()
@@ -116,7 +113,8 @@ def seed_table(rec, # records, from `load_records`
     by = rec.items.groupby(["task", "haystack", "length", "mode"], dropna=False, sort=True)
     out = []
     for (task, hay, length, mode), part in by:
-        part = part[part.pair.isin(main_items(rec, 0, mode).pair)].drop_duplicates("pair")
+        try: part = main_items(rec, 0, mode).loc[lambda rows: rows.key.isin(part.key)]
+        except NotRun: continue # nothing in the run's own configuration
         each = part.groupby("seed").score.mean()
         if each.empty: continue
         mean, low, high = mean_ci(each, alpha)
