@@ -90,7 +90,7 @@ def _task_rows(rows, names, modes, width): # figure: one length, tasks as rows
         fig.add_scatter(x=points["mean"].tolist(), y=y, mode="markers", error_x=_arms(points, mode_style(mode)["color"]),
                         customdata=[[t, n] for t, n in zip(points.index, points["count"])], cliponaxis=False,
                         hovertemplate="%{customdata[0]}: %{x:.2f}, n = %{customdata[1]}<extra>" + mode + "</extra>",
-                        **_marks(mode))
+                        **_marks(mode, 1))
     style(fig, width, 96 + max(18, 11*len(modes))*len(names), len(modes))
     fig.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - .5, -.5], ticks="")
     fig.update_xaxes(range=[-.02, 1.02], tickvals=[0, .25, .5, .75, 1], showgrid=True, title_text="mean score (0 to 1)")
