@@ -79,6 +79,8 @@ class Profile(BaseModel):
     ablation_long: list[int] = []          # beyond the native length
     ablation_long_seeds: int = Field(1, ge=1)
     ablation_depths: list[float] = [0.5]
+    ablation_window: int = Field(256, ge=2) # keys a query sees where the attractor is crossed with the position mode
+    ablation_window_seeds: int = Field(3, ge=0) # items of that crossing; their length is 2.5 windows
     ablation_minutes: float | None = Field(None, gt=0) # estimated minutes the grid's items may take; None is no limit
     ablation_texts: int = Field(0, ge=0)   # real texts that each variant reads for its loss
     ablation_text_length: int = Field(512, ge=32) # tokens

@@ -97,6 +97,7 @@ def _axis_names(fig, x:str, y:str): # the same figure
 _FLOOR = -100 # dB; less is drawn there
 
 def spectrum_figure(table, # spectral_fft.csv: mode, freq (cycles a token), magnitude (1 is a pure line)
+                    points:int=240, # drawn a panel, about
                     width:int=PAGE # px
                    ) -> go.Figure: # a panel a mode
     "The spectrum of each code's phases in decibels, on one scale."
@@ -106,9 +107,11 @@ def spectrum_figure(table, # spectral_fft.csv: mode, freq (cycles a token), magn
     modes = in_order(table["mode"])
     fig, spots = _grid(modes, 2*width//COLUMN, 92, width)
     for m, at in zip(modes, spots):
-        part = table[table["mode"] == m].sort_values("freq")
+        part = table[table["mode"] == m].sort_values("freq").reset_index(drop=True)
+        step = (np.log(part.freq/part.freq[0])*points/8).round()
+        part = part.loc[part.magnitude.groupby(step).idxmax()] # the highest of its neighbours
         level = 20*np.log10(part.magnitude.clip(lower=10**(_FLOOR/20)))
-        fig.add_scatter(x=part.freq.tolist(), y=level.round(2).tolist(), mode="lines", showlegend=False, name=m, **at,
+        fig.add_scatter(x=part.freq.round(5).tolist(), y=level.round(2).tolist(), mode="lines", showlegend=False, name=m, **at,
                         line=dict(color=mode_style(m)["color"], width=1),
                         hovertemplate="%{x:.5f} cycles a token: %{y:.0f} dB<extra>" + m + "</extra>")
     fig.update_xaxes(type="log", tickvals=[.001, .01, .1, .5], range=[math.log10(table.freq.min()), math.log10(.52)])
