@@ -59,10 +59,11 @@ _CAPTIONS = dict(niah_heatmap="Retrieval by length and depth, one panel a mode",
                  attractor_state="The attractor's state, the process's memory and the time a token, by length",
                  ablation_grid="Ablations: variants of one setting, all else equal",
                  nano_reach="What trained nano models still know, by length",
-                 collision="Similarity of the code at two positions, computed and not measured",
-                 collision_modes="The highest similarity of two places by their distance, computed and not measured",
+                 ablation_accuracy="Ablations: accuracy of each variant with its interval",
+                 ablation_loss="Ablations: loss of each variant on real texts with its interval",
+                 collision="How alike the code is at two places, by their distance; computed and not measured",
                  spectrum="Spectra of the codes' phases, computed and not measured",
-                 ppl_drift="Perplexity along real texts",
+                 drift="Perplexity along real texts",
                  attention="Where the last token looks in the last layers")
 
 # %% ../../nbs/6_publish/62c_run_figures.ipynb #285d3622
@@ -116,15 +117,18 @@ def _ablation_figures(res) -> list: # of Drawn
     if rows: out.append(Drawn("nano_reach", dict(window=32, trained=96), reach_figure(rows), "phase_06/nano.jsonl"))
     return out
 
+_SPECTRUM = ["mode", "freq", "magnitude"]
+
 def _diagnostic_figures(res) -> list: # of Drawn
     "Collisions, spectra, perplexity and attention of phase 7."
-    folder, metrics, config = res.rec.folder/"phase_07", res.rec.metrics, dict(model=res.rec.profile.get("model"), **_code(res))
-    loss = metrics[metrics.phase == 7].reindex(columns=["mode", "length", "ppl", "window", "seed", "n"]).dropna(subset="ppl")
-    found = (("collision_modes", collision_figure, "positional_diag.csv", read_csv(folder/"positional_diag.csv", ["offset"])),
-             ("spectrum", spectrum_figure, "spectral_fft.csv", read_csv(folder/"spectral_fft.csv", ["mode", "freq", "magnitude"])),
-             ("ppl_drift", drift_figure, "metrics.jsonl", loss),
-             ("attention", attention_figure, "attention.jsonl", read_log(folder/"attention.jsonl")))
-    return [Drawn(name, config, draw(rows), f"phase_07/{file}") for name, draw, file, rows in found if len(rows)]
+    folder, metrics = res.rec.folder/"phase_07", res.rec.metrics
+    loss = metrics[metrics.phase == 7].reindex(columns=["mode", "length", "ppl", "window", "seed", "n"])
+    found = (("collision", collision_figure, read_csv(folder/"positional_diag.csv", ["offset"]), "positional_diag.csv"),
+             ("spectrum", spectrum_figure, read_csv(folder/"spectral_fft.csv", _SPECTRUM), "spectral_fft.csv"),
+             ("drift", drift_figure, loss.dropna(subset="ppl"), "metrics.jsonl"),
+             ("attention", attention_figure, read_log(folder/"attention.jsonl"), "attention.jsonl"))
+    config = dict(model=res.rec.profile.get("model"), **_code(res))
+    return [Drawn(name, config, draw(rows), f"phase_07/{file}") for name, draw, rows, file in found if len(rows)]
 
 # %% ../../nbs/6_publish/62c_run_figures.ipynb #7bb3d3af
 def drawn_figures(res:Results) -> list: # of Drawn
