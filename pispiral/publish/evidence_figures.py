@@ -13,112 +13,190 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .figures import COLUMN, PAGE, _titled, in_order, mode_style, style, token_axis, token_label
+from .figures import (COLUMN, PAGE, _INK, _frame, _nothing, _titled, in_order, mode_style, style,
+                                      token_axis, token_label)
 
 # %% ../../nbs/6_publish/64_evidence_figures.ipynb #8a33fa57
 __all__ = ["collision_figure", "spectrum_figure", "drift_figure", "attention_figure", "interval_figure"]
 
 # %% ../../nbs/6_publish/64_evidence_figures.ipynb #a38c669f
-def collision_figure(table, # offset, convergent, cosine_sim_<mode>, …
-                     width:int=PAGE # px
+_SIM = "cosine_sim_"
+
+def _highest(part # frame: offset, cosine
+            ) -> pd.DataFrame: # the row of the highest cosine in each quarter of an octave
+    "The upper edge of a cloud of cosines."
+    return part.loc[part.groupby(np.floor(4*np.log2(part.offset)))["cosine"].idxmax()]
+
+def _denominators(table, # offset, convergent, cosine_sim_pi_spiral_single
+                 ) -> go.Scatter: # markers with their offsets beside them
+    "Where the convergents of the irrational fall."
+    near = table[(table.convergent == 1) & (table.offset > 1)]
+    at = near.offset.tolist()
+    beside = ["top left" if b < 1.5*a else "top right" for a, b in zip(at, [*at[1:], math.inf])]
+    return go.Scatter(x=at, y=near[_SIM + "pi_spiral_single"].tolist(), mode="markers+text", text=[str(q) for q in at],
+                      name="convergents", textposition=beside, textfont_size=11, cliponaxis=False,
+                      marker=dict(color=_INK, symbol="diamond-open", size=7),
+                      hovertemplate="offset %{x:,}: %{y:.9f}<extra>denominator of a convergent</extra>")
+
+def collision_figure(table, # positional_diag.csv: offset, convergent, cosine_sim_<mode>, …
+                     width:int=COLUMN # px
                     ) -> go.Figure: # one line a mode
-    "The highest similarity of two places in each bin of offsets."
-    edges = np.unique(np.geomspace(1, table.offset.max() + 1, 61).astype(int))
-    bins, fig = np.digitize(table.offset, edges), go.Figure()
-    modes = in_order([c.removeprefix("cosine_sim_") for c in table if c.startswith("cosine_sim_")])
+    "The highest similarity of two places against their distance."
+    table = pd.DataFrame(table)
+    modes = in_order([c.removeprefix(_SIM) for c in table if c.startswith(_SIM) and table[c].notna().any()])
+    if not modes: return _nothing("no offset with a cosine", width)
+    fig = go.Figure()
     for m in modes:
-        top = table.loc[table[f"cosine_sim_{m}"].groupby(bins).idxmax()]
+        top = _highest(table[["offset", _SIM + m]].dropna().set_axis(["offset", "cosine"], axis=1).reset_index(drop=True))
         look = mode_style(m)
-        fig.add_scatter(x=top.offset.tolist(), y=top[f"cosine_sim_{m}"].tolist(), name=m, mode="lines",
-                        line=dict(color=look["color"], dash=look["dash"], width=1.5),
+        fig.add_scatter(x=top.offset.tolist(), y=top.cosine.tolist(), name=m, mode="lines",
+                        line=dict(color=look["color"], dash=look["dash"], width=1.8),
                         hovertemplate="offset %{x:,}: %{y:.6f}<extra>" + m + "</extra>")
-    if "cosine_sim_pi_spiral_single" in table:
-        near = table[(table.convergent == 1) & (table.offset > 1)]
-        q = [0, *near.offset, math.inf]
-        side = ["top left" if c < 1.2*b else "top right" if b < 1.2*a else "top center" for a, b, c in zip(q, q[1:], q[2:])]
-        fig.add_scatter(x=near.offset.tolist(), y=near.cosine_sim_pi_spiral_single.tolist(), mode="markers+text",
-                        name="denominators of the convergents", text=[f"{q}" for q in near.offset],
-                        textposition=side, textfont_size=10, cliponaxis=False,
-                        marker=dict(color="#D55E00", symbol="diamond", size=7),
-                        hovertemplate="offset %{x:,}: %{y:.9f}<extra>convergent</extra>")
-    style(fig, width, 360, len(modes) + 2)
-    fig.update_yaxes(title_text="highest cosine in the bin", range=[-.05, 1.12])
-    return _titled(token_axis(fig, table.offset, "offset Δ (tokens)"), "computed from the codes, not measured on a model")
+    if "pi_spiral_single" in modes and "convergent" in table: fig.add_trace(_denominators(table))
+    style(fig, width, 330, len(fig.data))
+    low = min(min(t.y) for t in fig.data if t.y)
+    fig.update_yaxes(title_text="highest cosine similarity", range=[min(-.05, low - .08), 1.2])
+    return _titled(token_axis(fig, table.offset, "offset Δ (tokens)"),
+                   "the highest in each quarter of an octave; computed, not measured")
+
+# %% ../../nbs/6_publish/64_evidence_figures.ipynb #c151a92d
+def _grid(names, # of the panels
+          across:int, # panels side by side
+          inner:int, # px, height of a panel
+          width:int, # px
+          gap:int=34, # px between two panels, one below the other
+          entries:int=0 # in the legend
+         ): # figure, [dict(row, col)]
+    "Empty panels with titles."
+    across = min(across, len(names))
+    down = math.ceil(len(names)/across)
+    height = down*inner + (down - 1)*gap
+    fig = make_subplots(down, across, subplot_titles=names, horizontal_spacing=.07 if across > 1 else 0,
+                        vertical_spacing=gap/height if down > 1 else 0)
+    return (style(fig, width, height + 100, entries).for_each_annotation(lambda a: a.update(font_size=12)),
+            [dict(row=i//across + 1, col=i % across + 1) for i in range(len(names))])
+
+def _outer(fig, # of panels in a grid
+           spots # from `_grid`
+          ): # the same figure
+    "Ticks of x under the lowest panel of each column only, of y left of the first column only."
+    lowest = {s["col"]: s["row"] for s in spots}
+    for s in spots:
+        fig.update_xaxes(showticklabels=lowest[s["col"]] == s["row"], **s)
+        fig.update_yaxes(showticklabels=s["col"] == 1, **s)
+    return fig
+
+def _axis_names(fig, x:str, y:str): # the same figure
+    "One name for all x axes, below, and one for all y axes, at the left."
+    at = dict(xref="paper", yref="paper", showarrow=False, font_size=13)
+    fig.add_annotation(text=x, x=.5, y=0, yanchor="top", yshift=-24, **at)
+    fig.add_annotation(text=y, x=0, y=.5, xanchor="right", xshift=-40, textangle=-90, **at)
+    return fig
 
 # %% ../../nbs/6_publish/64_evidence_figures.ipynb #8bc6ed38
-def spectrum_figure(table, # mode, freq (cycles a token), magnitude (1 is a pure line)
-                    points:int=240, # drawn a panel
+_FLOOR = -100 # dB; less is drawn there
+
+def spectrum_figure(table, # spectral_fft.csv: mode, freq (cycles a token), magnitude (1 is a pure line)
+                    points:int=240, # drawn a panel, about
                     width:int=PAGE # px
                    ) -> go.Figure: # a panel a mode
     "The spectrum of each code's phases in decibels, on one scale."
+    table = _frame(table, ["mode", "freq", "magnitude"]).dropna()
+    table = table[table.freq > 0]
+    if table.empty: return _nothing("no spectrum", width)
     modes = in_order(table["mode"])
-    down = math.ceil(len(modes)/2)
-    fig = make_subplots(down, 2, shared_xaxes=True, shared_yaxes=True, subplot_titles=modes, horizontal_spacing=.04,
-                        vertical_spacing=.25/down)
-    for i, m in enumerate(modes):
-        part = table[(table["mode"] == m) & (table.freq > 0)]
-        part = part.loc[part.magnitude.groupby((part.freq*points*2).round()).idxmax()] # the highest of its neighbours
-        level = 20*np.log10(part.magnitude.clip(lower=1e-9))
-        fig.add_scatter(x=part.freq.round(5).tolist(), y=level.round(2).tolist(), mode="lines", showlegend=False,
-                        line=dict(color=mode_style(m)["color"], width=1), row=i//2 + 1, col=i % 2 + 1,
-                        hovertemplate="%{x:.4f} cycles a token: %{y:.0f} dB<extra>" + m + "</extra>")
-    style(fig, width, 60 + 110*down)
-    fig.update_yaxes(range=[-125, 5], dtick=60)
-    fig.update_yaxes(title_text="magnitude (dB)", row=(down + 1)//2, col=1)
-    fig.update_xaxes(title_text="frequency (cycles a token)", row=down)
+    fig, spots = _grid(modes, 2*width//COLUMN, 92, width)
+    for m, at in zip(modes, spots):
+        part = table[table["mode"] == m].sort_values("freq").reset_index(drop=True)
+        step = (np.log(part.freq/part.freq[0])*points/8).round()
+        part = part.loc[part.magnitude.groupby(step).idxmax()] # the highest of its neighbours
+        level = 20*np.log10(part.magnitude.clip(lower=10**(_FLOOR/20)))
+        fig.add_scatter(x=part.freq.round(5).tolist(), y=level.round(2).tolist(), mode="lines", showlegend=False, name=m, **at,
+                        line=dict(color=mode_style(m)["color"], width=1),
+                        hovertemplate="%{x:.5f} cycles a token: %{y:.0f} dB<extra>" + m + "</extra>")
+    fig.update_xaxes(type="log", tickvals=[.001, .01, .1, .5], range=[math.log10(table.freq.min()), math.log10(.52)])
+    fig.update_yaxes(range=[_FLOOR - 4, 6], tickvals=[-80, -40, 0])
+    _axis_names(_outer(fig, spots), "frequency (cycles a token)", "magnitude (dB)")
     return _titled(fig, "0 dB is a pure line; computed from the codes, not measured on a model", 28)
 
 # %% ../../nbs/6_publish/64_evidence_figures.ipynb #a1bc8c6b
+def _round_ticks(low, high): # of what is drawn
+    "Round numbers for a logarithmic axis: 1, 2 and 5 times powers of ten, every second step of two where they are many."
+    steps = [m*10**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
+    inside = [s for s in steps if .8*low <= s <= 1.25*high] or [float(f"{low:.2g}")]
+    return inside[::math.ceil(len(inside)/5)]
+
+def _labelled(window # tokens or None
+             ) -> str: # for a panel
+    "How much of the text a query sees."
+    return "full attention" if window is None or pd.isna(window) else f"window of {token_label(int(window))}"
+
 def drift_figure(records, # lines of metrics.jsonl with ppl
-                 width:int=PAGE # px
-                ) -> go.Figure: # two panels: full attention, window
-    "Loss over position, the mean over texts, one line a mode."
-    rows = pd.DataFrame(records).assign(loss=lambda d: np.log(d.ppl))
-    spans = [w for w in (None, *sorted(rows.window.dropna().unique()))]
-    titles = ["full attention" if w is None else f"window of {token_label(int(w))}" for w in spans]
-    fig = make_subplots(1, len(spans), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=.05)
-    for col, w in enumerate(spans, 1):
-        here = rows[rows.window.isna() if w is None else rows.window == w]
-        for m in in_order(here["mode"]):
-            curve, look = here[here["mode"] == m].groupby("length").loss.mean(), mode_style(m)
-            fig.add_scatter(x=curve.index.tolist(), y=curve.round(4).tolist(), name=m, legendgroup=m, mode="lines",
-                            showlegend=col == 1, line=dict(color=look["color"], dash=look["dash"], width=1.5), row=1, col=col,
-                            hovertemplate="up to token %{x:,}: %{y:.3f} nats<extra>" + m + "</extra>")
-    style(fig, width, 320, rows["mode"].nunique())
-    fig.update_xaxes(title_text="position (tokens)")
-    fig.update_yaxes(title_text="loss (nats a token)", col=1)
-    return _titled(fig, f"{rows.seed.nunique()} real text{'s'*(rows.seed.nunique() > 1)}, blocks of "
-                        f"{int(rows.n.iloc[0])} tokens", 28)
+                 width:int=COLUMN # px
+                ) -> go.Figure: # a panel for full attention and for each window
+    "Perplexity over position, the mean over texts, one line a mode."
+    rows = _frame(records, ["mode", "length", "ppl", "window", "seed", "n"])
+    rows = rows.assign(ppl=pd.to_numeric(rows.ppl), length=pd.to_numeric(rows.length), span=rows.window.map(_labelled))
+    rows = rows[(rows.ppl > 0) & (rows.ppl < math.inf) & rows.length.notna()]
+    if rows.empty: return _nothing("no perplexity", width)
+    spans, modes = sorted(rows.span.unique()), in_order(rows["mode"])
+    curves = np.exp(np.log(rows.ppl).groupby([rows.span, rows["mode"], rows.length]).mean())
+    fig, spots = _grid(spans, 1, 150, width, entries=len(modes))
+    for span, at in zip(spans, spots):
+        for m in in_order(curves[span].index.unique("mode")):
+            curve, look, rank = curves[span, m], mode_style(m), modes.index(m)
+            fig.add_scatter(x=curve.index.tolist(), y=curve.round(4).tolist(), name=m, legendgroup=m, mode="lines", **at,
+                            showlegend=not any(t.name == m for t in fig.data),
+                            line=dict(color=look["color"], dash=look["dash"], width=max(1.2, 3.4 - .7*rank)),
+                            hovertemplate="up to token %{x:,}: %{y:.2f}<extra>" + m + "</extra>")
+        fig.update_yaxes(tickvals=_round_ticks(curves[span].min(), curves[span].max()), **at)
+    token_axis(fig, rows.length, "").update_yaxes(type="log")
+    _axis_names(_outer(fig, spots), "position in the text (tokens)", "perplexity")
+    n, texts = rows.n.dropna(), rows.seed.nunique()
+    blocks = f", blocks of {int(n.iloc[0])} tokens" if len(n) else ""
+    return _titled(fig, f"{texts} real text{'s'*(texts > 1)}{blocks}", 28)
 
 # %% ../../nbs/6_publish/64_evidence_figures.ipynb #6e486479
+def _layer_map(row # of `attention_rows`
+              ) -> go.Heatmap: # layers down, bins of positions across
+    "The weights of one prompt's last token."
+    layers, bins = row["layers"], len(row["layers"][0]["bins"])
+    x = [round((i + .5)*row["tokens"]/bins) for i in range(bins)]
+    said = [[f"layer {o['layer']}, head {o['head']}, around token {p}: {v:.1%} of the weight; needle {o['needle']:.1%}"
+             for p, v in zip(x, o["bins"])] for o in layers]
+    return go.Heatmap(x=x, y=list(range(len(layers))), coloraxis="coloraxis", hovertext=said, hoverinfo="text", ygap=1,
+                      z=[[round(math.log10(max(v, 1e-4)), 3) for v in o["bins"]] for o in layers])
+
 def attention_figure(rows, # of `attention_rows`
-                     width:int=PAGE # px
+                     width:int=COLUMN # px
                     ) -> go.Figure: # a panel a mode and depth
     "Where the last token of a prompt looks in the last layers."
-    modes, depths = in_order(r["mode"] for r in rows), sorted({r["depth"] for r in rows})
-    fig = make_subplots(len(modes), len(depths), horizontal_spacing=.06, vertical_spacing=.3/len(modes), subplot_titles=[
-        f"{m}, needle at depth {d:g}" for m in modes for d in depths])
+    rows = list(rows)
+    if not rows: return _nothing("no attention map", width)
+    modes, depths = in_order([r["mode"] for r in rows]), sorted({r["depth"] for r in rows})
+    panels = [(m, d) for m in modes for d in depths]
+    fig, spots = _grid([f"{m}, depth {d:g}" for m, d in panels], len(depths),
+                       18*max(len(r["layers"]) for r in rows) + 10, width, 40)
     for r in rows:
-        at, bins = dict(row=modes.index(r["mode"]) + 1, col=depths.index(r["depth"]) + 1), len(r["layers"][0]["bins"])
-        x = [round((i + .5)*r["tokens"]/bins) for i in range(bins)]
-        fig.add_heatmap(x=x, y=[str(o["layer"]) for o in r["layers"]], coloraxis="coloraxis",
-                        z=[[round(math.log10(max(v, 1e-4)), 3) for v in o["bins"]] for o in r["layers"]],
-                        hovertext=[[f"layer {o['layer']}, head {o['head']}, tokens around {p}: {v:.1%} of the weight; needle "
-                                    f"{o['needle']:.1%}" for p, v in zip(x, o["bins"])] for o in r["layers"]], hoverinfo="text", **at)
-        fig.add_vline(x=r["needle_at"] + r["needle_len"]/2, line=dict(color="#D55E00", width=2, dash="dot"), **at)
-    style(fig, width, 60 + 120*len(modes))
-    fig.update_yaxes(title_text="layer", col=1)
-    fig.update_xaxes(title_text="position (tokens)", row=len(modes))
-    bar = dict(title=dict(text="share", side="right"), thickness=12, tickvals=[-4, -3, -2, -1, 0], ticktext=["0.01 %", "0.1 %", "1 %", "10 %", "all"])
-    fig.update_layout(coloraxis=dict(cmin=-4, cmax=0, colorscale="Cividis", colorbar=bar), margin_r=80)
-    return _titled(fig, "weights of the last token, in each layer for the head that looks most at the needle (orange)", 28)
+        at, layers = spots[panels.index((r["mode"], r["depth"]))], [o["layer"] for o in r["layers"]]
+        fig.add_trace(_layer_map(r), **at)
+        fig.add_scatter(x=[r["needle_at"] + r["needle_len"]/2], y=[-.66], mode="markers", showlegend=False, hoverinfo="skip",
+                        cliponaxis=False, marker=dict(symbol="triangle-down", size=9, color="#D55E00"), **at)
+        fig.update_yaxes(range=[len(layers) - .5, -.5], tickvals=list(range(len(layers))), ticktext=layers, **at)
+        fig.update_xaxes(range=[0, r["tokens"]], tickvals=[0, r["tokens"]//2], **at)
+    fig.update_xaxes(ticks="").update_yaxes(ticks="", showgrid=False)
+    bar = dict(title=dict(text="weight", side="right", font_size=13), thickness=12, tickvals=[-4, -3, -2, -1, 0],
+               ticktext=["≤ .01 %", ".1 %", "1 %", "10 %", "all"])
+    fig.update_layout(coloraxis=dict(cmin=-4, cmax=0, colorscale="Cividis", colorbar=bar), margin_r=10)
+    _axis_names(_outer(fig, spots), "position in the prompt (tokens)", "layer")
+    return _titled(fig, "the last token's weights, for the head that looks most at the needle (▼)", 28)
 
 # %% ../../nbs/6_publish/64_evidence_figures.ipynb #7f786635
 def interval_figure(table, # family, variant, mean, low, high, said
                     title:str, # of the x axis, with the unit
                     note:str="", # above the plot
                     zero:bool=False, # mark 0
-                    width:int=PAGE # px
+                    width:int=COLUMN # px
                    ) -> go.Figure: # one row a variant
     "A row a variant: its mean and interval, the families one below the other."
     fig, rows = go.Figure(), table.reset_index(drop=True)
