@@ -10,8 +10,11 @@ __all__ = ['Publication', 'open_publication', 'make_kit', 'publish_tables', 'pub
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
+from ..errors import one_of
 from ..evidence.determinism import Check
-from .profiles import load_profile, repository
+from .profiles import Profile, profile_names, repository
 from .runner import ORDER, figures_dir, find_run, phase_done
 from ..publish.kit import pack_kit, verify_kit
 from ..publish.paper import make_paper
@@ -39,6 +42,11 @@ def open_publication(run_id:str # a run's name
     return Publication(res, folder/"published", figures_dir(folder))
 
 # %% ../../nbs/7_lab/76a_publishing.ipynb #17efbc9e
+def _as_packaged(path # a profile's file
+                ) -> dict: # with every key
+    "A profile as its file has it, not judged again: that would load the model's library."
+    return Profile.model_construct(**yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump(mode="json")
+
 def make_kit(pub:Publication,
              out=None, # of the archive; None is published/<run_id>-kit.zip
              partial:bool=False # pack an unfinished run as it is
@@ -50,7 +58,8 @@ def make_kit(pub:Publication,
         command = f"pispiral run --profile {profile['name']} --run-id {res.name}"
         raise ValueError(f"run {res.name!r} is unfinished, phases {missing} are missing: finish it with `{command}`, "
                          "or pack what there is with --partial")
-    packaged, profiles = load_profile(profile["name"]).model_dump(mode="json"), repository()/"nbs"/"profiles"
+    profiles = repository()/"nbs"/"profiles"
+    packaged = _as_packaged(profiles/f"{one_of(profile['name'], profile_names(), 'a profile')}.yaml")
     return pack_kit(res, out or pub.out/f"{res.name}-kit.zip", profiles, pub.figures, pub.out, packaged)
 
 # %% ../../nbs/7_lab/76a_publishing.ipynb #30c14490

@@ -8,12 +8,14 @@ __all__ = ['MODE_STYLE', 'COLUMN', 'PAGE', 'mode_style', 'in_order', 'style', 't
 
 # %% ../../nbs/6_publish/61_figures.ipynb #0b2d65b1
 import math, re, textwrap, warnings
+from functools import lru_cache
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
@@ -156,15 +158,22 @@ def _nothing(what, # records that are missing
                               showarrow=False, font_size=14)
 
 # %% ../../nbs/6_publish/61_figures.ipynb #576e3864
+@lru_cache(64)
+def _image(figure, # JSON
+           format, scale
+          ): # bytes
+    "A figure drawn by kaleido."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Kaleido", DeprecationWarning)
+        data = pio.from_json(figure).to_image(format=format, scale=scale)
+    return re.sub(rb"(/(?:Creation|Mod)Date \(D:)\d{14}", rb"\g<1>20000101000000", data)
+
 def as_image(fig:go.Figure,
              format:str="png", # png, pdf or svg
              scale:float=1 # pixels per pixel of the figure
             ) -> bytes: # the file
-    "A figure as a still image; ValueError where kaleido cannot draw it."
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(?s).*Kaleido", DeprecationWarning)
-        data = fig.to_image(format=format, scale=scale)
-    return re.sub(rb"(/(?:Creation|Mod)Date \(D:)\d{14}", rb"\g<1>20000101000000", data)
+    "A figure as a still image, drawn once; ValueError where kaleido cannot draw it."
+    return _image(go.Figure(fig).update_layout(meta=None).to_json(), format, scale)
 
 # %% ../../nbs/6_publish/61_figures.ipynb #9b148b67
 def _rounded(a:float # accuracy

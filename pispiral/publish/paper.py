@@ -71,6 +71,14 @@ def _decision_values(res # results
                 branches=[dict(name=b.name.replace("_", " "), title=b.title) for b in d.branches if b.holds],
                 actions=[dict(command=c, gates=g) for c, g in actions.items()])
 
+def _left_out(res # results
+             ) -> list: # of dicts with phase, why and what
+    "What was not run, what has the same reason together."
+    out = {}
+    for p, r in sorted(res.rec.results.items()):
+        for o in r.get("not_run") or (): out.setdefault((str(p), o.get("why")), []).append(o.get("what"))
+    return [dict(phase=p, why=why, what=what) for (p, why), what in out.items()]
+
 def _theory() -> dict: # period, convergents
     "What the method's section says about pi, computed."
     from pispiral.encoding.spiral import convergents, phase
@@ -93,8 +101,7 @@ def paper_values(res:Results,
         gates={g.id: dict(statement=g.statement, verdict=g.verdict, reason=g.reason.removesuffix("."))
                for g in res.gates},
         decision=_decision_values(res), unfinished=[f"phase {p}" for p in res.missing],
-        not_run=[dict(phase=str(p), what=o.get("what"), why=o.get("why")) for p, r in sorted(res.rec.results.items())
-                 for o in r.get("not_run") or ()],
+        not_run=_left_out(res),
         assets=[dict(name=k, sha256=v) for k, v in (res.run.get("assets") or {}).items()],
         have={t.name: bool(t.rows) for t in tables}, tables=[t.name for t in tables],
         figures=[dict(name=d.name, caption=d.caption, file=f"figures/{i}.pdf",

@@ -16,10 +16,10 @@ from plotly.offline import get_plotlyjs
 
 from ..evidence.records import read_log
 from ..files import write_text
-from .figures import in_order, length_curves
+from .figures import PAGE, in_order, length_curves
 from .formats import Cell, Table, number, proportion, to_html
 from .run_figures import Drawn, all_figures
-from .run_tables import Results, run_tables
+from .run_tables import PHASE_COUNT, Results, run_tables
 from .tables import run_facts
 from ..verdict.decision import decide
 from ..verdict.gates import VERDICTS
@@ -50,7 +50,7 @@ figure{margin:1rem 0}figcaption{font-weight:600;margin-bottom:.3rem}.plot figcap
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .55rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;overflow-wrap:normal}
 td.num{text-align:right;white-space:nowrap}td.text{min-width:12rem;overflow-wrap:anywhere}
-.cards td:first-child{overflow-wrap:anywhere;min-width:8rem}
+.cards td:first-child{min-width:8rem}.cards td:last-child{white-space:nowrap}
 .verdicts{display:flex;flex-wrap:wrap;gap:.5rem;padding:0;list-style:none}
 .verdicts li{border:1px solid var(--line);border-radius:.5rem;padding:.3rem .8rem;background:var(--card)}
 .verdicts b{font-size:1.3rem;margin-right:.3rem}
@@ -58,6 +58,8 @@ td.num{text-align:right;white-space:nowrap}td.text{min-width:12rem;overflow-wrap
 .v.inconclusive{color:var(--inconclusive)}.v.not{color:var(--notrun)}
 details{border:1px solid var(--line);border-radius:.4rem;margin:.5rem 0;padding:0 .8rem;background:var(--card)}
 summary{cursor:pointer;padding:.5rem 0}pre{overflow-x:auto;font-size:.8rem;white-space:pre-wrap}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,30rem),1fr));gap:0 1.5rem;align-items:start}
+.plots .wide{grid-column:1/-1}
 .plot{overflow-x:auto}.draw{width:max-content;max-width:none;transform-origin:0 0}
 .notebook img{max-width:100%;height:auto;background:#fff}
 .notebook .jp-InputPrompt,.notebook .jp-OutputPrompt{display:none}
@@ -71,8 +73,8 @@ _JS = """
 const dark = () => document.documentElement.dataset.theme === 'dark';
 const MAP = {'#222222':'#dcdcdc','#e5e5e5':'#33383f','white':'#16181c','#555555':'#a9adb3','#000000':'#f2f2f2',
              '#f4f4f4':'#22262c'};
-const paint = text => JSON.parse(text, (k, v) =>
-  dark() && typeof v === 'string' && isNaN(k) && MAP[v.toLowerCase()] ? MAP[v.toLowerCase()] : v);
+const light = v => MAP[v.toLowerCase()] || v.replace(/^rgba\\(0, 0, 0,/, 'rgba(242, 242, 242,');
+const paint = text => JSON.parse(text, (k, v) => dark() && typeof v === 'string' && isNaN(k) ? light(v) : v);
 function draw() {
   for (const box of document.querySelectorAll('.draw')) {
     const fig = paint(document.getElementById(box.dataset.json).textContent);
@@ -120,7 +122,8 @@ def _figure(d:Drawn, # a figure
            ) -> str: # HTML
     "A figure's place and its data; `</` is escaped, so that no text can end the script."
     data = d.figure.to_json().replace("</", "<\\/")
-    return (f'<figure class="plot" id="figure-{number}"><div class="draw" data-json="data-{number}" role="img" '
+    wide = " wide"*((d.figure.layout.width or 0) >= PAGE)
+    return (f'<figure class="plot{wide}" id="figure-{number}"><div class="draw" data-json="data-{number}" role="img" '
             f'aria-label="{_say(d.caption)}"></div><script type="application/json" id="data-{number}">{data}</script>'
             f'<figcaption>{_say(d.caption)} <span class="soft">From {_say(d.records)}.</span></figcaption></figure>')
 
@@ -128,12 +131,18 @@ def _verdict(v) -> str: # HTML
     "A verdict in its colour, and in words."
     return f'<span class="v {v.split()[0]}">{_say(v)}</span>'
 
+def _breaks(text) -> str: # HTML
+    "A name that may break after its dots and underscores."
+    return re.sub(r"([._])", r"\1<wbr>", _say(text))
+
 def _gate_rows(res) -> str: # HTML
     "The gate table; its evidence links to the records on this page."
     link = lambda name: f'<a href="#{_say(name)}">{_say(name)}</a>'
-    rows = [f'<tr id="gate-{g.id}"><td>{_say(g.id)}</td><td>{_verdict(g.verdict)}</td>'
+    ran = {p for p in range(PHASE_COUNT) if (res.rec.folder/f"phase_{p:02d}"/"executed.ipynb").exists()}
+    shown = lambda g: [*g.records, *[f"phase_{g.phase:02d}/executed.ipynb"]*(g.phase in ran)]
+    rows = [f'<tr id="gate-{g.id}"><td>{_breaks(g.id)}</td><td>{_verdict(g.verdict)}</td>'
             f'<td class="text">{_say(g.statement)}</td><td class="text">{_say(g.reason)}</td>'
-            f'<td>{"<br>".join(map(link, g.records)) or "none"}</td></tr>' for g in res.gates]
+            f'<td>{"<br>".join(map(link, shown(g))) or "none"}</td></tr>' for g in res.gates]
     return ('<div class="scroll" tabindex="0" role="region" aria-label="Pass gates"><table class="cards"><thead><tr>'
             + "".join(f'<th scope="col">{h}</th>' for h in ("gate", "verdict", "claim", "numbers", "records"))
             + f'</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
@@ -178,7 +187,8 @@ def _record(path:Path, # a record file
 
 def _records_part(res) -> str: # HTML
     "Every record file of the phases."
-    paths = [p for kind in ("result.json", "items.jsonl", "metrics.jsonl", "*.csv", "nano.jsonl")
+    paths = [p for kind in ("result.json", "items.jsonl", "metrics.jsonl", "*.csv", "nano.jsonl", "attention.jsonl",
+                  "losses.jsonl")
              for p in res.rec.folder.glob(f"phase_[0-9][0-9]/{kind}")]
     named = sorted((f"{p.parent.name}/{p.name}", p) for p in paths)
     return "".join(_record(p, name) for name, p in named) or "<p>No phase has written a record: not run.</p>"
@@ -237,14 +247,14 @@ def report_html(res:Results,
                ) -> str: # a document
     "The page of one run."
     tables = {t.name: t for t in run_tables(res)}
-    drawn = "".join(_figure(d, i) for i, d in enumerate(all_figures(res, figures)))
+    drawn = f'<div class="plots">{"".join(_figure(d, i) for i, d in enumerate(all_figures(res, figures)))}</div>'
     left = [(p, o.get("what"), o.get("why")) for p, r in sorted(res.rec.results.items())
             for o in r.get("not_run") or ()]
     open_parts = Table("left-out", "What the plan asks for and this run did not do", ("phase", "what", "why"), (),
                        tuple((o, ()) for o in left))
     return _page(f"pispiral: run {res.name}", [
         ("verdict", "", _verdict_part(res)), ("gates", "Gates", _gate_rows(res)),
-        ("figures", "Figures", drawn or "<p>No figure: not run.</p>"),
+        ("figures", "Figures", drawn if "<figure" in drawn else "<p>No figure: not run.</p>"),
         ("tables", "Tables", "".join(to_html(t) for n, t in tables.items() if n not in ("gates", "times"))),
         ("left", "Not run", to_html(open_parts) if left else "<p>Nothing was left out.</p>"),
         ("cost", "Slowest cells and time", to_html(_slowest(res)) + to_html(tables["times"])),
