@@ -78,7 +78,7 @@ def run_facts(run:dict # run.json
 def _needles(items # of `load_records`
             ) -> list: # paragraphs
     "Accuracy on the needle tests of phases 2 and 3."
-    wanted = items.phases.map(lambda p: bool(p & {2, 3})).astype(bool) & items.task.str.startswith("niah").astype(bool)
+    wanted = items.phases.map(lambda p: bool(p & {2, 3})).astype(bool) & (items.task == "niah")
     out = []
     for (model, task, haystack), rows in items[wanted].groupby(["model", "task", "haystack"], dropna=False):
         table, depths = accuracy_table(rows), rows.depth.dropna().nunique()
