@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Questions', 'ruler_questions', 'infinitebench_questions', 'document_questions', 'guard_questions', 'ask',
-           'task_scores', 'effective_lengths']
+           'medium_benchmarks', 'heavy_benchmark', 'task_scores', 'effective_lengths']
 
 # %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #0f54fe11
 from collections import Counter
@@ -120,7 +120,31 @@ def ask(phase,     # a `pispiral.lab.runner.Phase`
     with torch.inference_mode():
         return evaluate(model, tok, p.chosen, settings, phase.folder, phase.other_logs, memory=memory)
 
-# %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #bd19cf94
+# %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #cf27581b
+def medium_benchmarks(phase, model, tok, settings, memory=None): # records of RULER, documents and the guard
+    "Phase 4: RULER, questions over documents, and short questions that the medium model must not lose."
+    p, modes = phase.profile, list(settings)
+    if model is None:
+        phase.not_run("RULER, questions over documents and the short guard", "there is no medium model")
+        return [], [], []
+    put = lambda what, questions: ask(phase, model, tok, what, questions, settings, p.benchmark_minutes, memory)
+    return (put("RULER", ruler_questions(tok, p.medium_ruler_tasks, p.medium_ruler_lengths, p.medium_ruler_seeds, modes,
+                                         p.documents_source)),
+            put("documents", document_questions(tok, p.document_tasks, p.document_lengths, p.document_seeds, modes,
+                                                p.documents_source)),
+            put("short guard", guard_questions(tok, p.guard_lengths, p.guard_seeds, modes)))
+
+def heavy_benchmark(phase, model, tok, settings, memory=None): # records
+    "Phase 5: one InfiniteBench task at 100k, or as far as the profile goes."
+    p = phase.profile
+    if model is None:
+        phase.not_run("an InfiniteBench task", "there is no heavy model")
+        return []
+    questions = infinitebench_questions(tok, p.heavy_infinite_tasks, p.heavy_infinite_lengths, p.heavy_infinite_seeds,
+                                        list(settings))
+    return ask(phase, model, tok, "InfiniteBench", questions, settings, p.heavy_infinite_minutes, memory)
+
+# %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #4fbc14af
 def task_scores(records): # DataFrame: rows task and mode, columns length
     "Mean score, Wilson's 95 % interval and count of each task, mode and length."
     by = pd.DataFrame(records, columns=["key", "task", "mode", "length", "score"]).groupby("task", sort=False)

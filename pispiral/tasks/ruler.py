@@ -8,7 +8,6 @@ __all__ = ['NIAH', 'RULER', 'NIAH_NEW', 'PLAN', 'THRESHOLD', 'Needles', 'ruler_t
 
 # %% ../../nbs/2_tasks/25_ruler.ipynb #57957f19
 import re, uuid
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -154,11 +153,11 @@ def ruler_item(tok, # a transformers tokenizer
                depth:float|None=None, # of the first needle asked for, 0 to 1; needle tasks only
                source:str="offline" # for qa_1 and qa_2: offline, or published, which may raise `Unreachable`
               ): # Item
-    "An item of one of RULER's thirteen tasks, named ruler_…; ValueError if the length is below the task's minimum."
+    "An item of one of RULER's thirteen tasks; ValueError if the length is below the task's minimum."
     make = _MAKE[one_of(task, RULER, "a RULER task", "task")]
     more = dict(depth=depth) if task in NIAH else dict(source=source) if task.startswith("qa") else {}
     if depth is not None and task not in NIAH: raise ValueError(f"depth={depth}: task {task!r} has no single needle")
-    try: return replace(make(tok, length=length, seed=seed, **more), task=f"ruler_{task}")
+    try: return make(tok, length=length, seed=seed, **more)
     except ValueError as e: raise ValueError(f"task={task!r}: {e}") from None
 
 # %% ../../nbs/2_tasks/25_ruler.ipynb #a0d66b6a
