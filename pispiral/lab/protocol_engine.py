@@ -29,7 +29,7 @@ from ..tasks.shortqa import shortqa_item
 from ..verdict.stats import non_inferior
 
 # %% ../../nbs/7_lab/72b_protocol_engine.ipynb #8f371f32
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2} # of the logits, relative; see phase 0
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2} # of the logits, relative: a few times what rounding makes
 
 @torch.inference_mode()
 def _logits(model, profile, ids, window, last=32):
