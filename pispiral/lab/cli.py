@@ -50,6 +50,19 @@ def _say_plan(profile, folder_name, phases):
     for n, *row in rows: table.add_row(f"{n} {PHASES[n]}", *row)
     Console().print(table)
     for note in notes: typer.echo(note)
+    _say_memory(profile)
+
+def _say_memory(profile):
+    "Print what memory each model and length needs, and what there is."
+    from rich.console import Console
+    from rich.table import Table
+    from pispiral.lab.protocol_engine import memory_report
+    table = Table("phase", "model", "length", "window", "weights", "KV", "activations", "logits", "peak (GiB)", "",
+                  title="predicted memory beyond the interpreter's own")
+    for r in memory_report(profile):
+        parts = [f"{r[k]:.2f}" for k in ("weights", "cache", "activations", "logits", "total")]
+        table.add_row(r["phase"], r["model"], f"{r['length']:,}", str(r["window"]), *parts, r["verdict"])
+    Console().print(table)
 
 @app.command(name="run")
 @_one_line_errors

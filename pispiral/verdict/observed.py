@@ -20,7 +20,7 @@ __all__ = ["PAIR", "VARIANT", "Records", "pair_key", "load_records", "NotRun", "
 # %% ../../nbs/5_verdict/50_observed.ipynb #7de86ada
 _PLAIN = ("key", "task", "haystack", "length", "depth", "seed", "mode", "model") # taken over as they are
 PAIR = ("model", "task", "haystack", "length", "depth", "seed", "expected", "needle_at",
-         "dtype", "device", "chunk") # alike in comparable answers
+         "dtype", "device", "chunk", "quantize") # alike in comparable answers
 VARIANT = ("irrational", "alpha_policy", "hybrid_K", "attractor", "blend", "spiral", "phase", "window") # what ablations vary
 
 @dataclass
