@@ -278,7 +278,8 @@ def evaluate(model,      # a loaded transformers model; its position code is set
                 log.append(known[key])
                 begin = now
         progress.bar.close()
-    if lost or skip_path.exists(): write_log(skip_path, lost.values())
+    others_lost = [r for r in read_log(skip_path) if r["key"] not in wanted] # of another call in this phase
+    if lost or skip_path.exists(): write_log(skip_path, [*others_lost, *lost.values()])
     records = [known[key] for key in wanted if key in known]
     _add_metrics(Path(folder)/"metrics.jsonl", metrics(records))
     return records

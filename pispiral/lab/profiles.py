@@ -72,6 +72,7 @@ class Profile(BaseModel):
     nano_seeds: int = Field(0, ge=0) # training seeds of the nano ablation in phase 6; 0 leaves it out
     nano_variants: list[str] = ["attractor", "none", "constant e", "linear", "alpha trained", "alpha target", "alpha 0.99"]
     nano_lengths: list[int] = [1024, 16384, 65536]
+    nano_texts: int = Field(16, ge=1) # a seed, length and depth
     ablation_seeds: int = Field(0, ge=0)   # items of a variant at each short length and depth; 0 leaves the grid out
     ablation_irrationals: list[str] = ["pi", "e", "sqrt2", "phi", "random", "1/7", "prng"]
     ablation_K: list[int] = [2048, 1024]   # the profile's own first

@@ -28,7 +28,7 @@ from ..evidence.memory import memory_parts
 from ..evidence.profiling import Rates, Shape
 from ..model.adapters import AttractorConfig, read_adapters
 from ..model.backends import check_backend
-from ..model.loading import best_device, best_dtype, checkpoint, set_code
+from ..model.loading import CHECKPOINTS, best_device, best_dtype, checkpoint, set_code
 from ..model.stream import new_cache, prefill
 from ..tasks.niah import niah_item
 from ..tasks.shortqa import shortqa_item
@@ -240,10 +240,14 @@ def left_out_text(p): # "hybrid 5, rope 5, …"
 
 # %% ../../nbs/7_lab/72_protocol.ipynb #04437e91
 def nano_ablation_records(profile, folder): # list of dicts
-    "Train and ask the profile's nano variants; checkpoints are kept in the phase's folder."
+    "Ask the profile's nano variants; those that the package does not keep are trained, in the phase's folder."
     from pispiral.model.nano import nano_ablation, nano_variants
     variants = {k: v for k, v in nano_variants().items() if k in profile.nano_variants}
-    return list(nano_ablation(variants, range(profile.nano_seeds), profile.nano_lengths, folder=folder/"nano"))
+    records = list(nano_ablation(variants, range(profile.nano_seeds), profile.nano_lengths, n=profile.nano_texts,
+                                 folder=folder/"nano", kept=CHECKPOINTS/"nano"))
+    models = Counter({(r["variant"], r["seed"]): r["weights"] for r in records}.values())
+    print(", ".join(f"{n} models {how}" for how, n in models.items()))
+    return records
 
 def nano_table(records): # DataFrame
     "Exact match of each variant at each length: the mean over depths and seeds."

@@ -194,6 +194,15 @@ def _dynamic(module, query, key, value, position_ids, attention_mask, scaling):
     return torch.cat(rows)
 
 # %% ../../nbs/3_model/31_attention.ipynb #46d993dc
+def _same_span(layer, # of a cache
+               module # the attention layer that is to use it
+              ):
+    "ValueError if a bounded cache was made for another window."
+    made = getattr(layer, "span", None)
+    if made not in (None, (module.window, module.sinks)):
+        raise ValueError(f"the cache was made for window={made[0]}, sinks={made[1]}, and the model has "
+                         f"window={module.window}, sinks={module.sinks}: read the text again with a new cache")
+
 def _forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None,
              position_ids=None, **kwargs):
     "Project, rotate, cache, attend, project: an attention layer whose rotation is its position code's."
@@ -203,7 +212,9 @@ def _forward(self, hidden_states, position_embeddings=None, attention_mask=None,
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     bare = q
     if self.code.rotates and not self.code.dynamic: q, k = (rotate(t, *position_embeddings) for t in (q, k))
-    if past_key_values is not None: k, v = past_key_values.update(k, v, self.layer_idx)
+    if past_key_values is not None:
+        for layer in past_key_values.layers[self.layer_idx:self.layer_idx + 1]: _same_span(layer, self)
+        k, v = past_key_values.update(k, v, self.layer_idx)
     extra = {}
     if self.sinks and k.shape[2] > self.window: # a sink may be out of sight
         if attention_mask is not None:

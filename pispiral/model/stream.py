@@ -41,6 +41,7 @@ class _WindowLayer(DynamicLayer):
     "The keys and values that a window and its sinks can still see, in a buffer that does not grow."
     def __init__(self, window, sinks=0, chunk=512):
         super().__init__()
+        self.span = window, sinks
         self.sinks, self.keep, self.room = sinks, window - 1 + SLACK, sinks + window - 1 + SLACK + 4*chunk
         self.reset()
 
