@@ -1,14 +1,16 @@
 """What decides a claim, attacked: records that should not pass, records that should not be read, and phases that are killed."""
-import json
 import math
 import string
 
 import numpy as np
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from conftest import ROOT
 from pispiral.evidence.records import write_json, write_log
-from pispiral.lab.profiles import Profile, load_profile, profile_names
+from pispiral.lab.cli import app
+from pispiral.lab.profiles import Profile, profile_names
 from pispiral.verdict.decision import decide
 from pispiral.verdict.gates import evaluate_gates, load_gates
 
@@ -145,10 +147,16 @@ def test_profiles_name_what_the_evidence_reads():
     phases = "".join((ROOT/"nbs"/"phases"/f"phase_{n}.ipynb").read_text() for n in ("06_ablations", "07_diagnostics", "08_cost"))
     keys = [k for k in Profile.model_fields if k.split("_")[0] in ("ablation", "collision", "spectrum", "drift", "map", "key")]
     assert [k for k in keys if f".{k}" not in source + phases] == []
-    for name in profile_names(): assert load_profile(name).key_seeds >= 3
+    for name in profile_names():
+        text = (ROOT/"nbs"/"profiles"/f"{name}.yaml").read_text()
+        assert Profile(**yaml.safe_load(text)).key_seeds >= 3
 
 
-def test_commands_name_what_is_wrong_with_records(runs, cli):
+def test_commands_name_what_is_wrong_with_records(runs):
+    def cli(*words, expect=0):
+        done = CliRunner().invoke(app, [*map(str, words)])
+        assert done.exit_code == expect, done.output
+        return done.stdout, done.stderr
     write_json(runs/"mine"/"run.json", {"run_id": "mine", "profile": PROFILE})
     write_json(runs/"theirs"/"run.json", {"run_id": "theirs", "profile": PROFILE})
     write_log(runs/"mine"/"phase_03"/"items.jsonl", answers("hybrid", 512, [1]*12) + answers("rope", 512, [0]*12))
