@@ -110,7 +110,7 @@ def evaluate_gates(run_dir, # runs/<run_id>
             whys = dict.fromkeys(o["why"] for o in left_out if o.get("why") and gate.phase not in seen)
             said = dict(verdict="not run", reason="; ".join([str(e), *whys]),
                         needs=f"the records of phase {gate.phase}")
-            command = rerun
+            command = _filled(gate.settle, rec.profile, 1) if gate.settle and gate.phase in seen else rerun # asked, but not this
         if command and profile not in (None, "demo") and "--profile" not in command: command += f" --profile {profile}"
         out.append(GateResult(id=gate.id, phase=gate.phase, statement=gate.statement, command=command, **said))
     return out

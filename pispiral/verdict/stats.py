@@ -8,7 +8,7 @@ __all__ = ['wilson', 'mean_ci', 'PairedT', 'paired_t', 'pairs_to_separate', 'mcn
            'auc_over_depth', 'Trend', 'trend', 'Oscillation', 'oscillation', 'Slope', 'flat_slope']
 
 # %% ../../nbs/5_verdict/51_stats.ipynb #6afc18db
-import warnings
+import gc, warnings
 from functools import lru_cache
 from typing import NamedTuple
 import numpy as np
@@ -255,7 +255,9 @@ def holm(pvals # p-values of one family
     p = np.asarray(pvals, float)
     if p.size == 0: return p
     if not ((p >= 0) & (p <= 1)).all(): raise ValueError(f"pvals={p.tolist()} are not all in [0, 1]")
-    return multipletests(p, method="holm")[1]
+    gc.freeze() # statsmodels collects garbage there, which takes longer than all of this; what is frozen it leaves alone
+    try: return multipletests(p, method="holm")[1]
+    finally: gc.unfreeze()
 
 # %% ../../nbs/5_verdict/51_stats.ipynb #05cad625
 def auc_over_depth(depths, # needle depths, in any order
