@@ -104,7 +104,8 @@ def _task_figures(res) -> list: # of Drawn
 # %% ../../nbs/6_publish/62c_run_figures.ipynb #16bba814
 def _cost_figures(res) -> list: # of Drawn
     "Memory and speed, for each phase and model."
-    each = measurements(res.rec).fillna({"model": "not recorded"}).groupby(["phase", "model"])
+    rows = measurements(res.rec)
+    each = rows.assign(model=rows.model.astype(object).fillna("not recorded")).groupby(["phase", "model"])
     return [Drawn("cost", dict(phase=phase, model=model), cost_figure(rows), f"phase_{phase:02d}/system.csv")
             for (phase, model), rows in each]
 
