@@ -23,12 +23,13 @@ demo: $(VENV)/.installed
 	pispiral assets
 	pispiral run --profile demo
 
-# Notebooks and package agree, notebooks are clean, README is theirs; every module and phase notebook; pytest.
+# Notebooks and package agree, notebooks are clean, README is theirs; every module notebook; pytest, which executes every
+# phase notebook in tests/test_all_phases.py, as `pispiral run` does.
 test: $(VENV)/.installed
 	pispiral assets
 	$(BIN)/python tests/drift.py
 	rm -rf .cache/test-runs
-	PISPIRAL_RUNS=$(CURDIR)/.cache/test-runs OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --pause 0
+	PISPIRAL_RUNS=$(CURDIR)/.cache/test-runs OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --pause 0 --skip_folder_re '^(phases|[_.])'
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # Speeds as ratios against peers, measured side by side: runs/bench/bench.json and bench.md.

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -25,6 +26,13 @@ class Cli:
     def start(self, *words):
         return subprocess.Popen([BIN/"pispiral", *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def here(self, *words, expect=0):
+        "The same command inside this process, which has its imports already; nothing that starts a kernel."
+        from pispiral.lab.cli import app
+        done = CliRunner().invoke(app, [str(w) for w in words])
+        assert done.exit_code == expect, f"exit {done.exit_code}\n{done.output}\n{done.exception!r}"
+        return done.stdout, done.stderr
 
     def __call__(self, *words, expect=0):
         process = self.start(*words)

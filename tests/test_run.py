@@ -102,8 +102,14 @@ def test_bare_papermill_refuses_an_unknown_parameter(runs, tmp_path):
 ])
 def test_bad_input_is_one_line_and_writes_nothing(runs, cli, words, says):
     profile = () if "--profile" in words else ("--profile", "smoke")
-    _, err = cli("run", *profile, *words, expect=2)
+    _, err = cli.here("run", *profile, *words, expect=2)
     assert says in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not runs.exists()
+
+
+def test_bad_input_from_a_terminal(runs, cli):
+    _, err = cli("run", "--profile", "dmeo", expect=2)
+    assert "did you mean 'demo'?" in err and err.count("\n") == 1
     assert not runs.exists()
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'WINDOWED', 'mode_code', 'Setting', 'attractor_name', 'memory_of', 'item_record', 'metrics', 'Plan', 'plan',
-           'free_memory', 'unfit', 'evaluate']
+           'skipped_summary', 'Progress', 'evaluate']
 
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #715a8dc0
 import json, os, sys, time
@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from ..encoding.positions import POSITIONS, CodeConfig, code_config
 from ..errors import one_of
-from .profiling import Rates, Shape, memory_for, reading_work, seconds_for
+from .memory import free_memory, memory_parts, out_of_memory, unfit
+from .profiling import Rates, Shape, reading_work, seconds_for
 from .records import Log, digest, read_log, write_json, write_log
 from ..tasks.items import Item, token_ids
 from ..tasks.scoring import score
@@ -45,13 +46,21 @@ class Setting(NamedTuple):
     chunk: int      # tokens a prefill pass
     sinks: int = 0  # first tokens that stay in sight
     attractor: str|None = None # a checkpoint, as `attractor_name` writes it
+    backend: str = "sdpa"      # of attention
+    quantize: str|None = None  # "nf4": 4-bit weights
+    offload: str|None = None   # "cpu" or "disk": where weights are kept that a card has no room for
 
     def key(self, item:Item): # 16 hex digits
         "The key of an item asked under this setting."
         device = self.device.split(":")[0]
         memory = [self.sinks, self.attractor] if self.sinks or self.attractor else []
         return digest([item.prompt_hash, self.model, self.code.model_dump(), self.window, self.dtype, device,
-                       self.chunk, *memory])
+                       self.chunk, *memory, *self.unusual()])
+
+    def unusual(self): # [[name, value]]
+        "What of the machinery is not the usual."
+        usual = dict(backend="sdpa", quantize=None, offload=None)
+        return [[k, getattr(self, k)] for k, v in usual.items() if getattr(self, k) != v]
 
 def attractor_name(attractor # a checkpoint's folder or packaged name
                   ):         # "name@digest of its weights"
@@ -70,18 +79,21 @@ def memory_of(attractor # as `attractor_name` writes it, or None
     return dict(attractor=True, checkpoint=attractor, alpha_policy=read_adapters(checkpoint(name))[0]["config"]["alpha_policy"])
 
 def item_record(item:Item, setting:Setting, answer:str, seconds:float, tokens_read:int): # dict, a line of items.jsonl
-    "Everything worth keeping about one answered item."
+    "Everything worth keeping about one answered item; `source`, `cut` and `wraps` where they say something."
+    said = {k: v for k in ("source", "cut", "wraps") if (v := getattr(item, k))}
     return dict(key=setting.key(item), prompt_hash=item.prompt_hash, task=item.task, haystack=item.haystack,
                 length=item.length, depth=item.depth, seed=item.seed, mode=setting.mode, model=setting.model,
                 needle_at=item.needle_at,
                 expected=list(item.expected), answer=answer, **score(item, answer), seconds=round(seconds, 3),
                 tokens_read=tokens_read, config=setting.code.model_dump(), window=setting.window, dtype=setting.dtype,
-                device=setting.device, chunk=setting.chunk, sinks=setting.sinks, **memory_of(setting.attractor))
+                device=setting.device, chunk=setting.chunk, sinks=setting.sinks, attn_backend=setting.backend,
+                quantize=setting.quantize, offload=setting.offload, **said, **memory_of(setting.attractor))
 
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #6a3baf45
 def _cell(record):
     names = ("model", "mode", "task", "haystack", "length", "depth", "seed")
-    how = digest([record.get(k) for k in ("config", "window", "attractor")]) # variants of a mode are not one cell
+    how = digest([record.get(k) for k in ("config", "window", "attractor", "quantize", "offload")
+                  if k in ("config", "window", "attractor") or record.get(k)]) # variants of a mode are not one cell
     return *(str(record[k]) if record[k] is None else record[k] for k in names), how
 
 def metrics(records, # item records
@@ -96,10 +108,17 @@ def metrics(records, # item records
         out.append(dict(task=first["task"], haystack=first["haystack"], length=first["length"], depth=first["depth"],
                         mode=first["mode"], accuracy=mean("score"), em=mean("em"), f1=mean("f1"), rouge=None, ppl=None,
                         seed=first["seed"], runtime=round(sum(r["seconds"] for r in group), 3), model=first["model"],
-                        n=len(group), window=first["window"],
+                        n=len(group), window=first["window"], quantize=first.get("quantize"),
                         config_hash=digest([first["config"], first["window"], first["dtype"], first["chunk"]])))
-    place = lambda m: (m["task"], str(m["haystack"]), m["length"], m["mode"], m["depth"] or 0, m["seed"])
-    return sorted(out, key=place)
+    return sorted(out, key=_place)
+
+def _place(m): return m["task"], str(m["haystack"]), m["length"], m["mode"], m["depth"] or 0, m["seed"]
+
+def _add_metrics(path, new):
+    "Put cells into metrics.jsonl beside those that earlier calls of the phase wrote; a cell measured again is replaced."
+    cell = lambda m: [m.get(k) for k in ("model", "window", "config_hash", "task", "haystack", "length", "mode", "depth", "seed")]
+    mine = list(map(cell, new))
+    write_log(path, sorted(new + [m for m in read_log(path) if cell(m) not in mine], key=_place))
 
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #6382cd5b
 class Plan(NamedTuple):
@@ -144,20 +163,24 @@ def plan(steps,        # lists of (mode, item); a step is taken whole or left ou
     return Plan(chosen, left_out, seconds, tokens)
 
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #b00ff7d1
-def free_memory(device:str="cpu"): # bytes
-    "Memory that can still be had on `device`."
-    import psutil, torch
-    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+def _too_large(model, item, setting, cap_gib):
+    "Why a loaded model cannot read an item on this machine, or None."
+    need = memory_parts(Shape.of(model.config), item.length, setting.dtype, setting.chunk, setting.window, setting.sinks)
+    return unfit(need.text, free_memory(setting.device, cap_gib))
 
-def unfit(shape:Shape, length:int, dtype:str="float32", device:str="cpu", chunk:int=512): # one line, or None if it fits
-    "Why a text of `length` tokens cannot be held, if so."
-    needs, has = memory_for(shape, length, 4 if dtype == "float32" else 2, chunk), free_memory(device)
-    if needs > has:
-        return (f"length={length} does not fit: it needs {needs/2**30:.1f} GiB of memory "
-                f"and {has/2**30:.1f} GiB are free")
+def _skipped(item, setting, why): # dict, a line of skipped.jsonl
+    return dict(key=setting.key(item), task=item.task, haystack=item.haystack, length=item.length, depth=item.depth,
+                seed=item.seed, mode=setting.mode, model=setting.model, why=why)
+
+def skipped_summary(folder # a phase's folder
+                   ):      # [(what, why)]
+    "What a phase could not ask, by mode and length."
+    groups = {}
+    for r in read_log(Path(folder)/"skipped.jsonl"): groups.setdefault((r["mode"], r["length"]), []).append(r["why"])
+    return [(f"{len(whys)} questions of mode {mode} at {length:,} tokens", whys[-1]) for (mode, length), whys in groups.items()]
 
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #b054cdd8
-class _Progress:
+class Progress:
     "A bar over tokens, or a file that says the same."
     def __init__(self, total, what):
         self.file, self.last = os.environ.get("PISPIRAL_PROGRESS"), 0.
@@ -172,6 +195,40 @@ class _Progress:
             self.last = time.monotonic()
             write_json(self.file, self.state)
 
+# %% ../../nbs/4_evidence/43_evaluate.ipynb #a96aa886
+def _once_more(model, prompt, max_new, eos, draft, chunk):
+    "(answer's tokens or None, chunk, why not) of one prompt in chunks of half the size."
+    import torch
+    from pispiral.model.stream import answers
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    half = max(1, chunk//2)
+    try: return next(iter(answers(model, [prompt], [max_new], eos, [draft], half)))[1], half, None
+    except FloatingPointError as e: return None, half, str(e)
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e): raise
+        return None, half, f"failed: out of memory in chunks of {chunk} tokens and of {half}"
+
+def _ask(model, prompts, max_new, eos, drafts, chunk, share, tick):
+    "Answers that survive a prompt's failure: yields (index, tokens or None, chunk, why not)."
+    from pispiral.model.stream import answers, reading_order
+    left = list(range(len(prompts)))
+    while left:
+        mine = [[those[i] for i in left] for those in (prompts, max_new, drafts)]
+        ahead = [left[j] for j, _ in reading_order(mine[0], chunk)]
+        try:
+            for _, out in answers(model, *mine[:2], eos, mine[2], chunk, share, tick):
+                i = ahead.pop(0)
+                left.remove(i)
+                yield i, out, chunk, None
+        except FloatingPointError as e: failed = None, chunk, f"failed: {e}"
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e): raise
+            failed = None
+        if left:
+            i = ahead[0]
+            left.remove(i)
+            yield i, *(failed or _once_more(model, prompts[i], max_new[i], eos, drafts[i], chunk))
+
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #3cb5564f
 def evaluate(model,      # a loaded transformers model; its position code is set here, mode by mode
              tok,        # its tokenizer
@@ -180,40 +237,51 @@ def evaluate(model,      # a loaded transformers model; its position code is set
              folder,     # the phase's folder: items.jsonl and metrics.jsonl go here
              others=(),  # items.jsonl of other phases of the run
              share=True, # reuse common prefixes
-             memory=None # {mode: its attractor's folder or name, or None}
-            ):           # item records of all questions, in the order asked for
-    "Ask every question that no log answers yet, and write items and metrics."
+             memory=None,# {mode: its attractor's folder or name, or None}
+             cap_gib=None# of memory that this process may hold
+            ):           # item records of the questions that could be asked, in the order asked for
+    "Ask every question that no log answers yet, and write items, metrics and what was skipped."
     from pispiral.model.loading import set_attractor, set_code
-    from pispiral.model.stream import answers, reading_order
+    from pispiral.model.stream import reading_order
     eos = {i for i in (tok.eos_token_id, *_listed(model.generation_config.eos_token_id)) if i is not None}
     wanted = {settings[mode].key(item): (mode, item) for mode, item in questions}
-    log_path = Path(folder)/"items.jsonl"
+    log_path, skip_path = Path(folder)/"items.jsonl", Path(folder)/"skipped.jsonl"
     with Log(log_path) as log:
         known = {r["key"]: r for path in (log_path, *others) for r in read_log(path)}
-        todo = {key: q for key, q in wanted.items() if key not in known}
+        lost = {r["key"]: r for r in read_log(skip_path) if r["key"] in wanted and r["why"].startswith("failed")}
+        todo = {key: q for key, q in wanted.items() if key not in known and key not in lost}
+        for key, (mode, item) in list(todo.items()):
+            if why := _too_large(model, item, settings[mode], cap_gib):
+                lost[key] = _skipped(item, settings[mode], why)
+                del todo[key]
         by_mode = {mode: [(k, it) for k, (m, it) in todo.items() if m == mode]
                    for mode in dict.fromkeys(m for m, _ in todo.values())}
         orders = {mode: reading_order([it.ids for _, it in its], settings[mode].chunk) for mode, its in by_mode.items()}
         total = sum(len(by_mode[mode][i][1].ids) - start for mode, order in orders.items() for i, start in order)
-        progress = _Progress(total, f"{len(todo)} items")
+        progress = Progress(total, f"{len(todo)} items")
         for mode, its in by_mode.items():
             setting = settings[mode]
-            set_code(model, setting.code, setting.window, setting.sinks)
+            set_code(model, setting.code, setting.window, setting.sinks, setting.backend)
             set_attractor(model, (memory or {}).get(mode))
             prompts, drafts = [it.ids for _, it in its], [token_ids(tok, " " + it.expected[0]) for _, it in its]
             starts = dict(orders[mode])
             begin = time.perf_counter()
             budgets = [it.max_new for _, it in its]
-            for i, out in answers(model, prompts, budgets, eos, drafts, setting.chunk, share, progress):
+            for i, out, chunk, why in _ask(model, prompts, budgets, eos, drafts, setting.chunk, share, progress):
                 key, item = its[i]
+                if why:
+                    lost[key] = _skipped(item, setting, why)
+                    continue
                 now = time.perf_counter()
                 text = tok.decode(out, skip_special_tokens=True)
-                known[key] = item_record(item, setting, text, now - begin, len(item.ids) - starts[i]*share)
+                known[key] = {**item_record(item, setting, text, now - begin, len(item.ids) - starts[i]*share), "chunk": chunk}
                 log.append(known[key])
                 begin = now
         progress.bar.close()
-    records = [known[key] for key in wanted]
-    write_log(Path(folder)/"metrics.jsonl", metrics(records))
+    others_lost = [r for r in read_log(skip_path) if r["key"] not in wanted] # of another call in this phase
+    if lost or skip_path.exists(): write_log(skip_path, [*others_lost, *lost.values()])
+    records = [known[key] for key in wanted if key in known]
+    _add_metrics(Path(folder)/"metrics.jsonl", metrics(records))
     return records
 
 def _listed(x): return x if isinstance(x, (list, tuple)) else [x]

@@ -72,6 +72,7 @@ class Profile(BaseModel):
     nano_seeds: int = Field(0, ge=0) # training seeds of the nano ablation in phase 6; 0 leaves it out
     nano_variants: list[str] = ["attractor", "none", "constant e", "linear", "alpha trained", "alpha target", "alpha 0.99"]
     nano_lengths: list[int] = [1024, 16384, 65536]
+    nano_texts: int = Field(16, ge=1) # a seed, length and depth
     ablation_seeds: int = Field(0, ge=0)   # items of a variant at each short length and depth; 0 leaves the grid out
     ablation_irrationals: list[str] = ["pi", "e", "sqrt2", "phi", "random", "1/7", "prng"]
     ablation_K: list[int] = [2048, 1024]   # the profile's own first
@@ -103,8 +104,66 @@ class Profile(BaseModel):
     memory_cap_gib: float | None = Field(None, gt=0)
 
     # long streams, quantised and offloaded models
+    attn_backend: str = "auto"             # auto, sdpa, flex or flash2
+    stream_window: int = Field(1024, ge=1) # keys a query sees in phase 2's stream
+    stream_sinks: int = Field(0, ge=0)     # first tokens that stay in sight there
+    stream_lengths: list[int] = []         # tokens at which phase 2's stream writes a row
+    stream_losses: int = Field(512, ge=0)  # tokens before each row whose loss is asked for
+    stream_minutes: float | None = Field(None, gt=0) # estimated minutes it may take; None is no limit
+    span_windows: list[int] = []           # other windows, in phase 3.4
+    span_lengths: list[int] = []           # tokens at which 3.4 writes a row
+    medium_quantize: str | None = None     # nf4, or None
+    medium_offload: str | None = None      # cpu or disk, or None
+    medium_modes: list[str] = ["rope", "hybrid"]
+    medium_lengths: list[int] = []         # short
+    medium_long: list[int] = []            # beyond the native length
+    medium_depths: list[float] = [0.5]
+    medium_seeds: int = Field(1, ge=1)
+    medium_qa: int = Field(0, ge=0)        # short questions a mode
+    medium_window: int = Field(4096, ge=1) # keys a query sees in the modes `attractor` and `window`, and in its stream
+    medium_stream: list[int] = []          # tokens at which its stream writes a row
+    medium_reference: str | None = None    # where the unquantised weights are kept that it is compared with: cpu, disk or None
+    medium_K: int | None = None            # hybrid_K of the medium model; None: the profile's
+    medium_target: int | None = None       # target_length of the medium model; None: the profile's
+    medium_minutes: float | None = Field(None, gt=0)
+    heavy_quantize: str | None = None
+    heavy_offload: str | None = None
+    heavy_window: int = Field(2048, ge=1)
+    heavy_length: int = Field(1024, ge=1)  # tokens of its needles
+    heavy_depths: list[float] = [0.1, 0.5, 0.9]
+    heavy_stream: list[int] = []
+    heavy_K: int | None = None
+    heavy_target: int | None = None
+    cost_lengths: list[int] = []           # tokens at which phase 8.1 writes a row, for each mode
+    shapes: list[str] = []                 # public shapes run with random weights
+    shape_layers: int = Field(1, ge=1)
+    shape_lengths: list[int] = []
+    plan_lengths: list[int] = [65536, 262144, 1048576] # of the memory plan for large models
 
     # RULER, InfiniteBench, questions over documents
+    ruler_tasks: list[str] = ["all"]       # phase 3; RULER's names, or the plan's: multi-needle, multi-hop, counting …
+    ruler_lengths: list[int] = []          # none leaves RULER out
+    ruler_seeds: int = Field(1, ge=1)      # items of each task and length
+    ruler_modes: list[str] = []            # none: the core modes
+    ruler_minutes: float | None = Field(None, gt=0) # estimated minutes that RULER may take in a phase; None is no limit
+    infinite_tasks: list[str] = ["passkey", "kv_retrieval"] # phase 3
+    infinite_lengths: list[int] = []
+    infinite_seeds: int = Field(1, ge=1)
+    infinite_minutes: float | None = Field(None, gt=0)
+    medium_ruler_tasks: list[str] = ["niah_single_1", "multi-needle", "multi-hop", "aggregation"] # phase 4
+    medium_ruler_lengths: list[int] = []
+    medium_ruler_seeds: int = Field(1, ge=1)
+    document_tasks: list[str] = ["multidoc_hotpotqa", "multidoc_2wikimqa", "multidoc_musique"]
+    document_lengths: list[int] = []
+    document_seeds: int = Field(1, ge=1)
+    documents_source: str = "offline"      # of all questions over documents: offline, published, or auto: published if reachable
+    guard_lengths: list[int] = []          # short questions to the medium model
+    guard_seeds: int = Field(1, ge=1)
+    benchmark_minutes: float | None = Field(None, gt=0) # phase 4's RULER, documents and guard, each
+    heavy_infinite_tasks: list[str] = ["passkey"] # phase 5
+    heavy_infinite_lengths: list[int] = []
+    heavy_infinite_seeds: int = Field(1, ge=1)
+    heavy_infinite_minutes: float | None = Field(None, gt=0)
 
     @field_validator("depths", "core_depths", "sanity_depths", "ablation_depths", "map_depths", "key_depths")
     @classmethod
@@ -154,6 +213,7 @@ def _check_names(p):
     for mode in (*p.drift_modes, *p.map_modes): one_of(mode, [m for m in MODES if m not in WINDOWED], "a mode with a span of its own")
     one_of(p.haystack, HAYSTACKS, "a haystack", name="haystack")
     one_of(p.value, VALUES, "a kind of value", name="value")
+    _check_benchmarks(p)
     one_of(p.dtype, ("auto", *DTYPES), "a dtype", name="dtype")
     one_of(p.alpha_policy, POLICIES, "a policy", name="alpha_policy")
     from pispiral.model.nano import nano_variants
@@ -165,10 +225,47 @@ def _check_names(p):
         checkpoint(p.attractor)
     from pispiral.model.attention import check_span
     check_span(p.attractor_window, p.sinks)
+    _check_engine(p)
     codes = {mode: mode_code(mode, **p.code_options()) for mode in asked if mode not in WINDOWED}
     for a, b in combinations(codes, 2): # records are told apart by their code
         if codes[a] == codes[b]: raise ValueError(f"modes {a} and {b} are the same code here: leave one of them out")
     if p.device != "auto": _check_device(p.device)
+
+def _check_benchmarks(p):
+    "ValueError with the nearest name if a benchmark's task, mode or source is unknown, or a length beyond the code's reach."
+    from pispiral.evidence.evaluate import MODES
+    from pispiral.tasks.infinitebench import INFINITEBENCH
+    from pispiral.tasks.multidoc import QUESTIONS
+    from pispiral.tasks.ruler import ruler_tasks
+    ruler_tasks([*p.ruler_tasks, *p.medium_ruler_tasks])
+    for t in (*p.infinite_tasks, *p.heavy_infinite_tasks): one_of(t, INFINITEBENCH, "an InfiniteBench task", name="infinite_tasks")
+    for t in p.document_tasks: one_of(t, QUESTIONS, "a task over documents", name="document_tasks")
+    for m in p.ruler_modes: one_of(m, MODES, "a mode", name="ruler_modes")
+    one_of(p.documents_source, ("auto", "offline", "published"), "a source", name="documents_source")
+    for name in ("ruler_lengths", "infinite_lengths", "medium_ruler_lengths", "document_lengths", "guard_lengths",
+                 "heavy_infinite_lengths"):
+        for n in getattr(p, name):
+            if not 0 < n <= p.target_length: raise ValueError(f"{name}: length {n} is not from 1 to target_length={p.target_length}")
+
+def _check_engine(p):
+    "ValueError if a name or a span of profile `p`'s streams and large models is not possible."
+    from pispiral.evidence.evaluate import MODES
+    from pispiral.model.attention import check_span
+    from pispiral.model.backends import BACKENDS
+    from pispiral.model.large import OFFLOADS, QUANTIZED, public_shapes
+    one_of(p.attn_backend, ("auto", *BACKENDS), "an attention backend", name="attn_backend")
+    for mode in p.medium_modes: one_of(mode, [m for m in MODES if m != "attractor"], "a mode of the medium model", name="medium_modes")
+    for name in p.shapes: one_of(name, public_shapes(), "a model whose shape is known", name="shapes")
+    for which in ("medium", "heavy"):
+        one_of(getattr(p, f"{which}_quantize"), (None, *QUANTIZED), "a quantisation", name=f"{which}_quantize")
+        one_of(getattr(p, f"{which}_offload"), (None, *OFFLOADS), "a place for weights", name=f"{which}_offload")
+    one_of(p.medium_reference, (None, *OFFLOADS), "a place for weights", name="medium_reference")
+    for window, sinks in ((p.stream_window, p.stream_sinks), (p.medium_window, p.sinks), (p.heavy_window, 0)): check_span(window, sinks)
+    for window in p.span_windows: check_span(window, 0)
+    lengths = ("stream_lengths", "span_lengths", "medium_stream", "heavy_stream", "cost_lengths", "shape_lengths", "plan_lengths")
+    for name in lengths:
+        if sorted(set(got := getattr(p, name))) != got or any(n < 1 for n in got):
+            raise ValueError(f"{name}={got} must be rising numbers of tokens")
 
 def _check_device(device):
     "ValueError if there is no such device."

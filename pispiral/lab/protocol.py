@@ -24,9 +24,11 @@ from ..encoding.positions import make_code
 from ..encoding.spiral import IRRATIONALS, PiSpiralPositional, phase, xi
 from ..evidence.determinism import Check
 from ..evidence.evaluate import WINDOWED, Setting, attractor_name, mode_code, plan
-from ..evidence.profiling import Rates, Shape, memory_for
+from ..evidence.memory import memory_parts
+from ..evidence.profiling import Rates, Shape
 from ..model.adapters import AttractorConfig, read_adapters
-from ..model.loading import best_device, best_dtype, checkpoint, set_code
+from ..model.backends import check_backend
+from ..model.loading import CHECKPOINTS, best_device, best_dtype, checkpoint, set_code
 from ..model.stream import new_cache, prefill
 from ..tasks.niah import niah_item
 from ..tasks.shortqa import shortqa_item
@@ -160,8 +162,9 @@ def settings(profile, modes): # {mode: Setting}
     model = Path(profile.model).name if Path(profile.model).is_dir() else profile.model # a record names no folder
     span = lambda m: (profile.attractor_window, profile.sinks) if m in WINDOWED else (profile.window, 0)
     name = attractor_name(profile.attractor) if "attractor" in modes else None
+    backend = check_backend(profile.attn_backend, device, dtype)
     return {m: Setting(model, m, code(m), span(m)[0], dtype, device, profile.chunk, span(m)[1],
-                       name if m == "attractor" else None) for m in modes}
+                       name if m == "attractor" else None, backend) for m in modes}
 
 def attractor_left_out(profile): # [(what, why)]
     "What a profile asks of the attractor that the checkpoint it names, if any, cannot answer."
@@ -210,7 +213,7 @@ def _row(number, what, plan, shape, profile, setting):
     "One row of `plan_report`."
     if not plan.chosen: return (number, what, "0", "", "", "")
     longest = max(it.length for _, it in plan.chosen)
-    memory = memory_for(shape, longest, 4 if setting.dtype == "float32" else 2, profile.chunk, profile.window)
+    memory = memory_parts(shape, longest, setting.dtype, profile.chunk, profile.window).total
     return (number, what, str(len(plan.chosen)), f"{plan.tokens:,}", f"{plan.seconds/60:.1f} min",
             f"{memory/2**30:.1f} GiB")
 
@@ -237,10 +240,14 @@ def left_out_text(p): # "hybrid 5, rope 5, …"
 
 # %% ../../nbs/7_lab/72_protocol.ipynb #04437e91
 def nano_ablation_records(profile, folder): # list of dicts
-    "Train and ask the profile's nano variants; checkpoints are kept in the phase's folder."
+    "Ask the profile's nano variants; those that the package does not keep are trained, in the phase's folder."
     from pispiral.model.nano import nano_ablation, nano_variants
     variants = {k: v for k, v in nano_variants().items() if k in profile.nano_variants}
-    return list(nano_ablation(variants, range(profile.nano_seeds), profile.nano_lengths, folder=folder/"nano"))
+    records = list(nano_ablation(variants, range(profile.nano_seeds), profile.nano_lengths, n=profile.nano_texts,
+                                 folder=folder/"nano", kept=CHECKPOINTS/"nano"))
+    models = Counter({(r["variant"], r["seed"]): r["weights"] for r in records}.values())
+    print(", ".join(f"{n} models {how}" for how, n in models.items()))
+    return records
 
 def nano_table(records): # DataFrame
     "Exact match of each variant at each length: the mean over depths and seeds."

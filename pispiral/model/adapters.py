@@ -150,7 +150,7 @@ class StateLayer(CacheLayerMixin):
         self.reset()
 
     def reset(self):
-        self.state, self.seen, self.last, self.marks = None, 0, None, {}
+        self.state, self.seen, self.last, self.marks, self.config = None, 0, None, {}, None
 
     def advance(self, state, h, e, memory):
         "Note a state and what it was made from: h [B, L, d], e [B or 1, L, 2H]."
@@ -202,6 +202,21 @@ def state_layer(cache,    # a transformers Cache, or None
     return cache.layers[n_layers + slot]
 
 # %% ../../nbs/3_model/31a_adapters.ipynb #dd7322f2
+def _own(state, # a StateLayer
+         cfg,   # of the attractor that is to use it
+         held   # tokens that the cache holds for the layer behind it
+        ):
+    "ValueError if the state is not that of this attractor after these tokens."
+    was = state.config
+    if state.seen and was is not cfg and was != cfg:
+        key = next(k for k in AttractorConfig.model_fields if getattr(was, k) != getattr(cfg, k))
+        raise ValueError(f"the cache was filled by an attractor with {key}={getattr(was, key)!r}, and this one has "
+                         f"{key}={getattr(cfg, key)!r}: read the text again with a new cache")
+    if state.seen != held:
+        raise ValueError(f"the cache holds {held} tokens and this attractor's state has seen {state.seen}: "
+                         "it was filled by a model with other attractors; read the text again with a new cache")
+    state.config = cfg
+
 def _inject(layer, args, kwargs):
     "Forward pre-hook of a decoder layer that has an `attractor`."
     hidden = args[0] if args else kwargs["hidden_states"]
@@ -209,8 +224,10 @@ def _inject(layer, args, kwargs):
     if keep is not None:
         if keep.dim() != 2: raise ValueError("an attractor needs a model that `load_model` or `fit` has made its own")
         keep = keep[:, -hidden.shape[1]:]
-    slot, n_layers = layer.attractor_slot
-    add = layer.attractor(hidden, position, keep, state_layer(kwargs.get("past_key_values"), n_layers, slot))
+    (slot, n_layers), cache = layer.attractor_slot, kwargs.get("past_key_values")
+    state = state_layer(cache, n_layers, slot)
+    if state is not None: _own(state, layer.attractor.cfg, cache.layers[layer.self_attn.layer_idx].get_seq_length())
+    add = layer.attractor(hidden, position, keep, state)
     later = layer.attractor_later
     if later is not None: later.attractor_pending = add if slot == 0 else later.attractor_pending + add
     return None if later is not None else _plus(add, args, kwargs)

@@ -19,6 +19,8 @@ from ..encoding.positions import CodeConfig, code_config, make_code
 from ..errors import one_of
 from .adapters import AttractorConfig, attach, detach, load_adapters
 from .attention import check_span, fit
+from .backends import check_backend
+from .large import weight_options
 from ..tasks.assets import MODELS, AssetError, model_folder
 
 # %% ../../nbs/3_model/32_loading.ipynb #c60fac75
@@ -64,9 +66,9 @@ def best_dtype(device): # a key of `DTYPES`
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
 
 # %% ../../nbs/3_model/32_loading.ipynb #ed46d53c
-def set_code(model, cfg:CodeConfig, window=None, sinks=0):
-    "Give `model` the position code `cfg`, a window and sinks, and note them in its config."
-    fit(model, make_code(cfg, model.config), window, sinks)
+def set_code(model, cfg:CodeConfig, window=None, sinks=0, backend=None):
+    "Give `model` the position code `cfg`, a window, sinks and a backend, and note them (save the last) in its config."
+    fit(model, make_code(cfg, model.config), window, sinks, backend)
     model.config.pispiral = {**cfg.model_dump(), "window": window, "sinks": sinks}
     return model
 
@@ -94,6 +96,9 @@ def load_model(name:str="smollm2-135m-instruct", # packaged name, folder or hub 
                attractor=None,   # a trained attractor's folder or name, an AttractorConfig or its keys, or None
                dtype:str="auto", # "float32", "bfloat16", "float16", or "auto" for the device's best
                device:str="auto",# "cpu", "cuda", "cuda:1", ..., or "auto"
+               attn_backend:str="auto", # "sdpa", "flex", "flash2", or "auto" for the device's best
+               quantize:str=None,# "nf4": 4-bit weights; None: as they are
+               offload:str=None, # "cpu" or "disk": where weights are kept that a card has no room for (without a card: all)
                **options         # the position code's own: hybrid_K, target_length, irrational, spiral, ...
               ):                 # (model, tokenizer)
     "A transformers causal LM that uses a position code, and its tokenizer; ValueError on a bad name or option."
@@ -106,7 +111,10 @@ def load_model(name:str="smollm2-135m-instruct", # packaged name, folder or hub 
     cfg = code_config(**{**saved, **options}) if pos is None else asked
     device = best_device() if device == "auto" else device
     dtype = best_dtype(device) if dtype == "auto" else one_of(dtype, [*DTYPES, "auto"], "a dtype", name="dtype")
+    backend = check_backend(attn_backend, device, dtype)
     make_code(cfg, config) # refuse what this model cannot have before its weights are read
-    model = AutoModelForCausalLM.from_pretrained(where, config=config, dtype=DTYPES[dtype]).to(device).eval()
-    set_attractor(set_code(model, cfg, **span), attractor)
+    asked_for = weight_options(config, quantize, offload, dtype, device)
+    model = AutoModelForCausalLM.from_pretrained(where, config=config, dtype=DTYPES[dtype], **asked_for).eval()
+    if not asked_for: model = model.to(device)
+    set_attractor(set_code(model, cfg, **span, backend=backend), attractor)
     return model, AutoTokenizer.from_pretrained(where)

@@ -4,22 +4,29 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'VALUES', 'MARKER', 'ASK', 'VOCAB', 'NanoConfig', 'nano_prompt', 'nano_batch', 'nano_model', 'nano_loss',
-           'train_nano', 'exact_match', 'nano_variants', 'nano_ablation']
+           'train_nano', 'exact_match', 'nano_file', 'keep_nano', 'kept_nano', 'nano_variants', 'nano_ablation',
+           'nano_stream', 'kept_scores', 'nano_card']
 
 # %% ../../nbs/3_model/37_nano.ipynb #79f7e455
+import json, time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import psutil
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ..encoding.positions import code_config, make_code
+from ..files import replace_file, write_text
 from .adapters import AttractorConfig, adapters, attach
 from .attention import fit
-from .stream import new_cache
+from .stream import greedy, new_cache, prefill
 from .training import TrainConfig, train
 
 # %% ../../nbs/3_model/37_nano.ipynb #38403bb0
@@ -39,7 +46,7 @@ class NanoConfig(BaseModel):
                                                         alpha_policy="fixed", alpha=1.)
     gate_loss: float = Field(1., ge=0)          # weight of what the gates are told
     seed: int = 0                               # of weights and training texts
-    train: TrainConfig = TrainConfig(steps=450, batch=64, lr=5e-3, eval_every=25, target=.995)
+    train: TrainConfig = TrainConfig(steps=700, batch=64, lr=5e-3, eval_every=50, target=.998)
 
     @property
     def reach(self): # tokens, or None without a window
@@ -180,6 +187,41 @@ def exact_match(model,
         out[depth] = float((said == torch.tensor(values)).all(1).float().mean())
     return out
 
+# %% ../../nbs/3_model/37_nano.ipynb #5dd0518a
+def nano_file(folder, name, seed): # Path
+    "Where the variant `name` trained with `seed` is kept in a folder."
+    return Path(folder)/f"{name.replace(' ', '_')}-{seed}.safetensors"
+
+def keep_nano(cfg:NanoConfig,
+              path,           # of the file
+              lengths=(1024, 16_384, 65_536), # to ask at, tokens
+              depths=(.1, .5, .9),
+              n:int=8,        # texts a length and depth, the first being 1000·seed
+              quiet=False
+             ):               # what stands in the file: config, curve, scores
+    "Train a model, ask what is left of it in half precision, and keep both in one file."
+    model, curve = train_nano(cfg, quiet=quiet)
+    half = {k: p.detach().half() for k, p in model.named_parameters()}
+    for k, p in model.named_parameters(): p.data.copy_(half[k])
+    scores = [dict(length=length, depth=depth, n=n, exact_match=score) for length in lengths
+              for depth, score in exact_match(model, length, depths, n, 1000*cfg.seed).items()]
+    said = dict(config=cfg.model_dump(mode="json"), curve=curve, scores=scores)
+    replace_file(path, lambda at: save_file(half, at, metadata=dict(said=json.dumps(said))))
+    return said
+
+def kept_nano(cfg:NanoConfig,
+              path # of a file that `keep_nano` wrote
+             ):    # (model, what stands in the file), or None without a file of this very config
+    "A trained model; ValueError if its file is damaged."
+    if not Path(path).is_file(): return None
+    try:
+        with safe_open(path, "pt") as f: said, half = json.loads(f.metadata()["said"]), {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e: raise ValueError(f"{path} is damaged: delete it to train anew ({e})") from None
+    if said["config"] != cfg.model_dump(mode="json"): return None
+    model = nano_model(cfg)
+    for k, p in model.named_parameters(): p.data.copy_(half[k])
+    return model, said
+
 # %% ../../nbs/3_model/37_nano.ipynb #8c345d46
 def nano_variants(length_target:int=65_536, # tokens
                   base:NanoConfig=NanoConfig() # the reference; it must have an attractor
@@ -202,16 +244,78 @@ def nano_ablation(variants, # {name: NanoConfig}
                   depths=(.1, .5, .9),
                   n:int=16,  # texts a seed, length and depth
                   folder=None, # where a checkpoint of each training is kept
+                  kept=None, # where models that `keep_nano` has trained are looked for
                   quiet=False
                  ):          # yields a dict for each variant, seed, length and depth
-    "Train each variant with each seed and ask it; the texts of a seed are the same for all variants."
+    "Train each variant with each seed, unless it is kept, and ask it; a seed's texts are the same for all variants."
     for seed in seeds:
         for name, cfg in variants.items():
             cfg = cfg.model_copy(update=dict(seed=seed))
-            model, curve = train_nano(cfg, folder and Path(folder)/f"{name.replace(' ', '_')}-{seed}", quiet)
+            found = kept and kept_nano(cfg, nano_file(kept, name, seed))
+            if found: model, curve = found[0], found[1]["curve"]
+            else: model, curve = train_nano(cfg, folder and Path(folder)/nano_file("", name, seed).stem, quiet)
             alphas = [a.memory.alpha for a in adapters(model).values()]
             for length in lengths:
                 for depth, score in exact_match(model, length, depths, n, 1000*seed).items():
                     yield dict(variant=name, seed=seed, length=length, depth=depth, n=n, exact_match=score,
                                steps=curve[-1]["step"], seconds=curve[-1]["seconds"], trained=curve[-1]["accuracy"],
-                               alpha=alphas[-1] if alphas else None)
+                               alpha=alphas[-1] if alphas else None,
+                               weights="kept" if found else "trained here")
+
+# %% ../../nbs/3_model/37_nano.ipynb #297ad52d
+def nano_stream(model,
+                lengths=(8_192, 65_536, 1_048_576), # tokens
+                depth=.1, # of the needle
+                chunk=256 # tokens a pass
+               ):         # yields a dict a length
+    "Read one text of each length: is the answer right, how large is the state, what does a token take?"
+    for length in lengths:
+        (ids, value), cache, begin = nano_prompt(length, depth, 0), new_cache(model, chunk=chunk), time.process_time()
+        with torch.inference_mode(): said = greedy(model, prefill(model, ids, cache, chunk), cache, VALUES)
+        spent, layers = time.process_time() - begin, len(model.model.layers)
+        yield dict(length=length, right=said == value, state_numbers=sum(s.state.numel() for s in cache.layers[layers:]),
+                   keys_and_values_bytes=sum(b.nbytes for layer in cache.layers[:layers] for b in layer.buffers),
+                   process_mib=psutil.Process().memory_info().rss >> 20, cpu_us_per_token=round(spent/length*1e6, 1))
+
+def kept_scores(folder): # DataFrame, a row a question: variant, seed, steps, trained, length, depth, n, exact_match
+    "What the models kept in a folder answered."
+    rows = []
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        (name, _, seed), said = path.stem.rpartition("-"), json.loads(safe_open(path, "pt").metadata()["said"])
+        last = said["curve"][-1]
+        rows += [dict(variant=name.replace("_", " "), seed=int(seed), steps=last["step"], trained=last["accuracy"], **s)
+                 for s in said["scores"]]
+    return pd.DataFrame(rows)
+
+_CARD = """# Nano models, and what they answered
+
+Two layers, 64 channels, window 32, trained from scratch on at most 96 tokens; half precision, a file a model with its
+config, curve and scores. Made by `pispiral nano FOLDER`.
+
+Exact match of three-digit values at depths 0.1, 0.5 and 0.9, the lowest of the three, {n} texts each; steps and accuracy
+at 96 tokens when training ended.
+
+{scores}
+
+One text of each length through `{name}`:
+
+{stream}
+"""
+
+def _table(frame):
+    "A DataFrame as a markdown table."
+    lines = [list(map(str, frame.columns)), ["---"]*len(frame.columns), *([str(v) for v in row] for row in frame.values)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+def nano_card(folder): # DataFrame, a row a model
+    "Read a million tokens with the first model kept in `folder`, and write what all of them answered to its card."
+    scores = kept_scores(folder)
+    table = scores.pivot_table("exact_match", ["variant", "seed", "steps", "trained"], "length", "min").reset_index()
+    variants = nano_variants()
+    name, seed = min(zip(scores.variant, scores.seed), key=lambda row: (list(variants).index(row[0]), row[1]))
+    first = nano_file(folder, name, seed)
+    stream = list(nano_stream(kept_nano(variants[name].model_copy(update=dict(seed=int(seed))), first)[0]))
+    write_text(Path(folder)/"stream.json", json.dumps(stream, indent=1) + "\n")
+    write_text(Path(folder)/"README.md", _CARD.format(n=scores.n.max(), scores=_table(table.round(3)), name=first.stem,
+                                                      stream=_table(pd.DataFrame(stream))))
+    return table

@@ -41,6 +41,7 @@ class _WindowLayer(DynamicLayer):
     "The keys and values that a window and its sinks can still see, in a buffer that does not grow."
     def __init__(self, window, sinks=0, chunk=512):
         super().__init__()
+        self.span = window, sinks
         self.sinks, self.keep, self.room = sinks, window - 1 + SLACK, sinks + window - 1 + SLACK + 4*chunk
         self.reset()
 
@@ -186,11 +187,12 @@ def answers(model,
             share:bool=True,# reuse common prefixes
             tick:Callable=None # called with the number of tokens after each chunk
            ):               # yields (index, answer's token ids) in reading order
-    "Greedy answers to prompts over one cache that is cut back to each common prefix."
+    "Greedy answers to prompts over one cache that is cut back to each common prefix; FloatingPointError on a NaN."
     cache = new_cache(model, max((len(p) + m for p, m in zip(prompts, max_new)), default=0), chunk)
     order = [(i, start if share else 0) for i, start in reading_order(prompts, chunk)]
     for at, (i, start) in enumerate(order):
         held = cache.get_seq_length()
         if held: cache.crop(start - held)
         logits = prefill(model, prompts[i], cache, chunk, tick, _ahead([s for _, s in order[at+1:]], start))
+        if not torch.isfinite(logits).all(): raise FloatingPointError(f"logits are not finite after {len(prompts[i])} tokens")
         yield i, greedy(model, logits, cache, max_new[i], eos, drafts[i] if drafts else ())

@@ -16,8 +16,8 @@ from scipy.special import zeta
 from wonderwords import RandomWord
 
 from .assets import prose
-from .items import (_NOISE, Haystack, Item, _join, _once, _tokenise, assemble, frame, item_rng, line_ids,
-                                  token_ids)
+from .items import (_NOISE, Haystack, Item, _join, _once, _tokenise, assemble, chat_split, frame, item_rng,
+                                  line_ids, token_ids)
 
 # %% ../../nbs/2_tasks/25a_ruler_words.ipynb #dd7bcf96
 def noise(tok): # Haystack
@@ -97,7 +97,7 @@ def _repeats(length):
 def _cwe_words(tok, around, order, size, often, seldom):
     "As many of `order` as fit, with repeats; nothing if they do not fill the room. `size`: tokens of each word."
     common, rest = order[:COMMON], order[COMMON:]
-    number = np.cumsum([0, *map(len, _numbers(tok, around.room//3))])
+    number = np.cumsum([0, *map(len, _numbers(tok, min(around.room//3, COMMON*often + seldom*len(rest)) + 500))])
     entries = COMMON*often + seldom*np.arange(len(rest) + 1)
     entries = entries[entries < len(number)]
     total = number[entries] + often*size[common].sum() + seldom*np.cumsum([0, *size[rest]])[:len(entries)]
@@ -168,7 +168,8 @@ def fwe_item(tok, # a transformers tokenizer
     rng = item_rng("fwe", seed, length)
     around = frame(tok, _FWE_HEAD, _FWE_QUESTION, _FWE_PREFIX, length, 50)
     around.need(LEAST)
-    words = ["...", *_coded(rng, max(around.room//50, 5))]
+    spoken = length - around.max_new - sum(map(len, chat_split(tok))) # upstream counts neither answer nor template
+    words = ["...", *_coded(rng, spoken//50 - 1)]
     ids = _tokenise(tok, words)
     size = np.fromiter(map(len, ids), int)
     counts = _counts(around.room, size)

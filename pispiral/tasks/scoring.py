@@ -100,8 +100,8 @@ def first_number(answer:str, refs): # 0.0 or 1.0
 # %% ../../nbs/2_tasks/22_scoring.ipynb #b5aa9a8d
 def prefix_share(answer:str, refs): # 0 to 1
     "How many of the reference values come first in the answer, in order, signs aside, as a share (math_calc)."
-    got = [int(d) for d in re.findall("[0-9]+", answer)]
-    right = [g == int(r) for g, r in zip(got, refs)]
+    got = re.findall("[0-9]+", answer) # compared as text: `int` refuses a number of thousands of digits
+    right = [g.lstrip("0") == str(int(r)).lstrip("0") for g, r in zip(got, refs)]
     return (right + [False]).index(False)/len(refs)
 
 def last_integer(answer:str, refs): # 0.0 or 1.0

@@ -12,9 +12,8 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_effectsize
 from ..errors import one_of
 from .observed import VARIANT, NotRun
-from .rules_diagnostic import variants_of
-from .stats import (holm, items_to_decide, mcnemar_exact, mean_ci, paired_gain, paired_t,
-                                    pairs_to_separate, wilson)
+from .rules_diagnostic import separating_items, variants_of
+from .stats import holm, mean_ci, paired_gain, paired_p, paired_t, pairs_to_separate, wilson
 
 # %% ../../nbs/5_verdict/55_ablations.ipynb #0bf09303
 __all__ = ["ablation_table", "contrast_table", "contrast_text"]
@@ -29,14 +28,6 @@ def _said(gain, # a Gain
     if p < alpha: return "better"
     if gain.lower > -margin and gain.upper < margin: return f"equal within {margin:g}"
     return "indistinguishable"
-
-def _needs(gain, # a Gain
-           margin, # differences below it count as equal
-           alpha # one-sided error
-          ): # items, or None
-    "Items at the same rates that would show a difference, or its absence."
-    if gain.gains == gain.losses: return items_to_decide(gain._replace(gains=0, losses=0), margin, alpha) if not gain.gains else None
-    return items_to_decide(gain, 0., alpha)
 
 # %% ../../nbs/5_verdict/55_ablations.ipynb #e9de3d16
 def _family(rec, # records
@@ -54,7 +45,7 @@ def _family(rec, # records
                        lengths=tuple(sorted(set(part[part.pair.isin(wide.index)].length))),
                        accuracy=float(wide[a].mean()), low=low, high=high, next=b)
             if b is not None:
-                row |= dict(gain=paired_gain(wide[a], wide[b], alpha), p=mcnemar_exact(wide[a], wide[b]),
+                row |= dict(gain=paired_gain(wide[a], wide[b], alpha), p=paired_p(wide[a], wide[b]),
                             effect=float(proportion_effectsize(wide[a].mean(), wide[b].mean())))
             out.append(row)
     return out
@@ -73,7 +64,7 @@ def ablation_table(rec, # records, from `load_records`
         g = r.pop("gain")
         said = _said(g, p, margin, alpha)
         r |= dict(diff=g.diff, lower=g.lower, upper=g.upper, p=float(p), said=said,
-                  items=_needs(g, margin, alpha) if said == "indistinguishable" else None)
+                  items=separating_items(g, margin, alpha) if said == "indistinguishable" else None)
     columns = ["family", "mode", "place", "variant", "n", "seeds", "lengths", "accuracy", "low", "high", "next", "diff",
                "lower", "upper", "p", "effect", "said", "items"]
     return pd.DataFrame(rows, columns=columns).astype({"items": "Int64"})

@@ -53,9 +53,12 @@ def first_cause(answer:str, # what the model wrote
 # %% ../../nbs/5_verdict/56_failures.ipynb #af625cbf
 def failures(run_dir, # runs/<run_id>
              candidate:str="hybrid", # mode label
-             baseline:str="rope" # mode label
+             baseline:str="rope", # mode label
+             threshold:float=None # a score from here on is right; None: any difference of the scores counts
             ) -> pd.DataFrame: # one row a pair that differs; side: lost or won
     "The items on which two modes differ."
+    if threshold is not None and not 0 < threshold <= 1: raise ValueError(f"threshold={threshold} must be above 0 and at most 1")
+    level = lambda r: r["score"] if threshold is None else r["score"] >= threshold
     folder, rec = Path(run_dir), load_records(run_dir)
     own, by = {m: set(main_items(rec, 0, m).key) for m in (candidate, baseline)}, {candidate: {}, baseline: {}}
     for r in (r for path in sorted(folder.glob("phase_[0-9][0-9]/items.jsonl")) for r in read_log(path)):
@@ -65,8 +68,8 @@ def failures(run_dir, # runs/<run_id>
     out = []
     for p in both:
         mine, other = by[candidate][p], by[baseline][p]
-        if mine["score"] == other["score"]: continue
-        side = "lost" if mine["score"] < other["score"] else "won"
+        if level(mine) == level(other): continue
+        side = "lost" if level(mine) < level(other) else "won"
         wrong = mine if side == "lost" else other
         out.append(dict(side=side, task=mine["task"], haystack=mine.get("haystack"), length=mine["length"], depth=mine.get("depth"),
                         seed=mine.get("seed"), expected=" / ".join(mine["expected"]), candidate=mine["answer"], baseline=other["answer"],

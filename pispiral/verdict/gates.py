@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'RULES', 'Gate', 'GateResult', 'load_gates', 'evaluate_gates', 'gate_table']
 
 # %% ../../nbs/5_verdict/53_gates.ipynb #7d314921
-import inspect
+import inspect, math, string
 from pathlib import Path
 from typing import Literal
 import pandas as pd
@@ -80,22 +80,34 @@ def load_gates(path # pass_gates.yaml
     return gates
 
 # %% ../../nbs/5_verdict/53_gates.ipynb #0376c9ef
+def _filled(settle, # a command, with keys of the profile in braces
+            profile, # of the run
+            scale # how many times the run's items it would take; None: nobody knows
+           ) -> str: # the command
+    "A command whose numbers are the profile's own times what is lacking, ten times where that cannot be said."
+    more = {k: math.ceil((profile.get(k) or 1)*(scale or 10)) for _, k, _, _ in string.Formatter().parse(settle) if k}
+    return settle.format(**more)
+
 def evaluate_gates(run_dir, # runs/<run_id>
                    gates, # from `load_gates`
                    phases=None # only gates of these phases
                   ) -> list[GateResult]: # one a gate, in order
     "Judge each gate by the run's records."
     rec, out = load_records(run_dir), []
+    seen = {*rec.metrics.phase, *(p for phases in rec.items.phases for p in phases)} # phases that recorded something
     for gate in gates:
         if phases is not None and gate.phase not in phases: continue
         profile = rec.profile.get("name")
         rerun = f"pispiral run --phases {gate.phase}"
         try:
             said = RULES[gate.rule](rec, gate.phase, **gate.thresholds)
-            command = (gate.settle or rerun) if said["verdict"] == "inconclusive" else ""
+            scale = said.pop("scale")
+            command = (_filled(gate.settle, rec.profile, scale) or rerun) if said["verdict"] == "inconclusive" else ""
+            told = [f"{rec.twice[f]} repeated line{'s'*(rec.twice[f] > 1)} of {f} not counted" for f in said["records"] if f in rec.twice]
+            said["reason"] = "; ".join([said["reason"], *told])
         except NotRun as e:
             left_out = rec.results.get(gate.phase, {}).get("not_run") or ()
-            whys = dict.fromkeys(o["why"] for o in left_out if o.get("why"))
+            whys = dict.fromkeys(o["why"] for o in left_out if o.get("why") and gate.phase not in seen)
             said = dict(verdict="not run", reason="; ".join([str(e), *whys]),
                         needs=f"the records of phase {gate.phase}")
             command = rerun

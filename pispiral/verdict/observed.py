@@ -20,7 +20,7 @@ __all__ = ["PAIR", "VARIANT", "Records", "pair_key", "load_records", "NotRun", "
 # %% ../../nbs/5_verdict/50_observed.ipynb #7de86ada
 _PLAIN = ("key", "task", "haystack", "length", "depth", "seed", "mode", "model") # taken over as they are
 PAIR = ("model", "task", "haystack", "length", "depth", "seed", "expected", "needle_at",
-         "dtype", "device", "chunk") # alike in comparable answers
+         "dtype", "device", "chunk", "quantize") # alike in comparable answers
 VARIANT = ("irrational", "alpha_policy", "hybrid_K", "attractor", "blend", "spiral", "phase", "window") # what ablations vary
 
 @dataclass
@@ -47,11 +47,16 @@ def _item(row:dict, # a line of items.jsonl
     if lacking: raise ValueError(f"{where}: item {row.get('key')!r} has no {', '.join(lacking)}")
     if not isinstance(row["score"], (int, float)) or not 0 <= row["score"] <= 1:
         raise ValueError(f"{where}: item {row['key']!r} has score={row['score']!r}, not a number in [0, 1]")
+    if not isinstance(row["length"], (int, float)) or not row["length"] > 0:
+        raise ValueError(f"{where}: item {row['key']!r} has length={row['length']!r}, not a number of tokens")
     config = row.get("config") or {}
+    if not isinstance(config, dict): raise ValueError(f"{where}: item {row['key']!r} has config={config!r}, not settings")
     return {**{k: row.get(k) for k in _PLAIN}, **{k: row.get(k, config.get(k)) for k in VARIANT},
             "score": float(row["score"]), "pair": pair_key(row), "file": where, "phases": set()}
 
 # %% ../../nbs/5_verdict/50_observed.ipynb #9ca831f6
+def _short(value): return f"{value:g}" if isinstance(value, float) else str(value)
+
 def _log(path:Path, # a .jsonl file of a phase
          folder:Path # the run's folder
         ) -> list: # its records
@@ -81,9 +86,9 @@ def load_records(run_dir # runs/<run_id>
         for row in _log(sub/"items.jsonl", folder):
             new = _item(row, where)
             item = items.setdefault(new["key"], new)
-            if item["score"] != new["score"]:
-                raise ValueError(f"{where}: item {new['key']!r} has score {new['score']:g}, "
-                                 f"but {item['score']:g} in {item['file']}")
+            for k in ("score", "pair", "mode", *VARIANT):
+                if item[k] != new[k]:
+                    raise ValueError(f"{where}: item {new['key']!r} has {k} {_short(new[k])}, but {_short(item[k])} in {item['file']}")
             if phase in item["phases"]: twice[where] = twice.get(where, 0) + 1
             item["phases"].add(phase)
     columns = [*_PLAIN, *VARIANT, "score", "pair", "file", "phases"]
@@ -135,7 +140,9 @@ def main_items(rec, # records
     for name, value in wanted.items():
         if phase not in (4, 5): rows = rows[rows[name].isna() | (rows[name] == value)]
     if rows.empty: raise NotRun(f"no item of mode {mode!r} stands in any items.jsonl that phase {phase} may use")
-    return rows.drop_duplicates("pair")
+    other = rows.window.map(lambda w: (None if pd.isna(w) else w) != rec.profile.get("window")) | rows.attractor.map(
+        lambda a: bool(a) and a == a)
+    return rows.loc[other.astype(bool).sort_values(kind="stable").index].drop_duplicates("pair") # the profile's own span first
 
 # %% ../../nbs/5_verdict/50_observed.ipynb #8612c3d8
 def paired_items(rec, # records

@@ -10,12 +10,12 @@ import math
 from itertools import pairwise
 import numpy as np
 import pandas as pd
-from statsmodels.stats.proportion import confint_proportions_2indep
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 from ..errors import one_of
 from .observed import (NotRun, log_files, main_items, native_length, paired_items, pool,
                                        profile_value)
 from .stats import (flat_slope, items_to_decide, mcnemar_exact, non_inferior, oscillation, paired_gain,
-                                    trend, wilson)
+                                    trend)
 
 # %% ../../nbs/5_verdict/52_rules.ipynb #09df864a
 __all__ = ["CLAIM_RULES", "finding", "worst_of", "lengths_text", "gain_text", "phase_table"]
@@ -25,13 +25,14 @@ def finding(verdict, # "pass", "fail" or "inconclusive"
             reason, # one sentence
             evidence, # numbers
             records, # files used
-            needs="" # what would decide it
-           ) -> dict: # verdict, reason, evidence, records, needs
+            needs="", # what would decide it
+            scale=None # how many times the items seen that would take, where it can be said
+           ) -> dict: # verdict, reason, evidence, records, needs, scale
     "What a rule returns; evidence is made plain, with None for what is not a finite number."
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in evidence.items()}
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
     return dict(verdict=verdict, reason=reason, evidence=plain, records=records,
-                needs=needs if verdict == "inconclusive" else "")
+                needs=needs if verdict == "inconclusive" else "", scale=scale if verdict == "inconclusive" else None)
 
 def worst_of(verdicts # of the parts of a claim
             ) -> str: # of the whole
@@ -83,17 +84,19 @@ def _short_guard(rec, # records
                 ) -> dict: # see `finding`
     "Paired non-inferiority at the profile's short lengths."
     short = profile_value(rec, "short_lengths")
-    verdicts, words, evidence, files, needs = [], [], {}, [], []
-    present = [m for m in candidates if (pool(rec, phase)["mode"] == m).any()]
-    if not present: raise NotRun(f"no item of mode {' or '.join(candidates)} stands in any items.jsonl")
-    for mode in present:
-        both = paired_items(rec, phase, mode, baseline, lambda rows: rows.length <= max(short))
+    verdicts, words, evidence, files, needs, scale, present = [], [], {}, [], [], 1, {}
+    for mode in candidates:
+        try: present[mode] = paired_items(rec, phase, mode, baseline, lambda rows: rows.length <= max(short))
+        except NotRun: pass
+    if not present: raise NotRun(f"modes {' and '.join(candidates)} share no item with {baseline!r} at lengths up to {max(short)}")
+    for mode, both in present.items():
         verdict, gain, needed = non_inferior(both.score_a, both.score_b, margin, alpha)
         lacking = sorted(set(short) - set(both.length))
         verdicts.append("inconclusive" if verdict == "pass" and lacking else verdict)
         words.append(f"{mode}: {gain_text(gain)}" + (f", nothing at {lengths_text(lacking)}" if lacking else ""))
         evidence |= {f"{mode}_{k}": v for k, v in gain._asdict().items()} | {f"{mode}_needed_n": needed}
         if verdicts[-1] == "inconclusive":
+            scale = max(scale, needed/gain.n)
             needs.append(f"{mode}: {_more(gain, needed)}"
                          + (f" and items at {lengths_text(lacking)}" if lacking else ""))
         files += log_files(both)
@@ -102,7 +105,7 @@ def _short_guard(rec, # records
         words.append(f"{mode}: not asked")
         needs.append(f"{mode}: items at {lengths_text(short)}")
     reason = f"At lengths up to {max(short)}, against {baseline}: " + "; ".join(words)
-    return finding(worst_of(verdicts), reason, evidence, sorted(set(files)), "; ".join(needs))
+    return finding(worst_of(verdicts), reason, evidence, sorted(set(files)), "; ".join(needs), scale)
 
 # %% ../../nbs/5_verdict/52_rules.ipynb #92c40e43
 def _proof(rec, # records
@@ -159,7 +162,7 @@ def _hybrid_short(rec, # records
     elif verdict == "pass" and lacking: verdict = "inconclusive"
     return finding(verdict, f"{candidate} against {baseline}: " + "; ".join(words), evidence,
                    sorted({*([where] if proven else []), *log_files(tested), *log_files(covered)}),
-                   f"{_more(gain, needed)} at {lengths_text(open_lengths or tested.length)}")
+                   f"{_more(gain, needed)} at {lengths_text(open_lengths or tested.length)}", needed/max(gain.n, 1))
 
 # %% ../../nbs/5_verdict/52_rules.ipynb #39b10cd9
 def _gain(rec, # records
@@ -175,7 +178,9 @@ def _gain(rec, # records
     native = native_length(rec, phase)
     keep = lambda rows: ((rows.length > native) & (rows.task == "niah") & (rows.haystack == "repeat")
                          & ((rows["mode"] != baseline) | rows.window.isna()))
-    both = paired_items(rec, phase, candidate, baseline, keep)
+    try: both = paired_items(rec, phase, candidate, baseline, keep)
+    except NotRun as e: raise NotRun(f"{e}: single needles among repeated sentences beyond {native} tokens, {baseline} "
+                                     "without a window") from None
     gain = paired_gain(both.score_a, both.score_b, alpha)
     lacking = sorted({n for n in rec.profile.get("long_lengths") or () if n > native} - set(both.length))
     verdict = "pass" if gain.lower >= min_gain else "fail" if gain.upper < min_gain else "inconclusive"
@@ -190,7 +195,7 @@ def _gain(rec, # records
     if both.length.min() < plan_length: where += f" (the plan asks for {plan_length} and more)"
     if lacking: where += f" and nothing at {lengths_text(lacking)}"
     reason = f"{candidate} against {baseline} at lengths {where}: {gain_text(gain)}; the bar is {min_gain:+.2f}"
-    return finding(verdict, reason, evidence, log_files(both), needs)
+    return finding(verdict, reason, evidence, log_files(both), needs, needed and needed/gain.n)
 
 # %% ../../nbs/5_verdict/52_rules.ipynb #a7ccc5be
 def _by_length(rec, # records
@@ -205,12 +210,13 @@ def _by_length(rec, # records
     return curve, log_files(rows)
 
 def _steps(curve, # frame of `_by_length`
-           alpha # one-sided error, shared by all steps
-          ): # lower bounds of each drop and of each rise
-    "How large the steps between neighbouring lengths are at least (Newcombe)."
+           alpha # one-sided error
+          ): # lower bounds of each drop and of each rise, together; the upper bound of any step, each by itself
+    "How large the steps between neighbouring lengths are at least, and at most (Newcombe)."
     args = [(round(a.right), a.n, round(b.right), b.n) for a, b in pairwise(curve.itertuples())]
-    ends = [confint_proportions_2indep(*o, compare="diff", method="newcomb", alpha=2*alpha/len(args)) for o in args]
-    return [low for low, _ in ends], [-high for _, high in ends]
+    bounds = lambda error: [confint_proportions_2indep(*o, compare="diff", method="newcomb", alpha=error) for o in args]
+    ends, own = bounds(2*alpha/len(args)), bounds(2*alpha)
+    return [low for low, _ in ends], [-high for _, high in ends], max(max(high, -low) for low, high in own)
 
 # %% ../../nbs/5_verdict/52_rules.ipynb #4690d8da
 def _smooth_decay(rec, # records
@@ -230,13 +236,15 @@ def _smooth_decay(rec, # records
     if t.n < min_lengths:
         return finding("inconclusive", f"{told}; a shape needs {min_lengths} lengths", t._asdict(), files,
                        f"{min_lengths - t.n} more lengths")
-    drops, rises = _steps(curve, alpha)
+    drops, rises, most = _steps(curve, alpha)
     flat = np.ptp(curve.accuracy) <= max_rise
     small = t.largest_rise <= max_rise and t.largest_drop <= max_drop
     if max(drops) > max_drop or max(rises) > max_rise or t.p_increase < alpha: verdict = "fail"
     elif curve.accuracy.max() <= max_rise: verdict, told = "inconclusive", f"{told}; there is no accuracy to decay from"
-    else: verdict = "pass" if small and (flat or t.p_decrease < alpha) else "inconclusive"
-    return finding(verdict, told, t._asdict(), files, "more items at each length")
+    else: verdict = "pass" if small and most < max_drop and (flat or t.p_decrease < alpha) else "inconclusive"
+    if most >= max_drop: told += f"; with {curve.n.min()} items at a length a step of {most:.2f} could hide"
+    needs = f"more items at each length: a step of {max_drop} must be excluded, which takes 3 even if all are right"
+    return finding(verdict, told, t._asdict() | {"largest_possible_step": most}, files, needs)
 
 def _no_oscillation(rec, # records
                     phase, # of the gate
@@ -253,8 +261,14 @@ def _no_oscillation(rec, # records
     if o.n < min_lengths:
         told = f"{mode} over {o.n} lengths, {lengths_text(curve.length)}: a spectrum needs {min_lengths}"
         return finding(o.verdict, told, evidence, files, f"{min_lengths - o.n} more lengths")
-    reason = f"{mode} over {o.n} lengths: p={o.p:.3g} for the strongest line, residuals {o.rms:.3f} rms"
-    return finding(o.verdict, reason, evidence, files, "more items at each length")
+    middle = (curve.right + 2)/(curve.n + 4) # Agresti and Coull's, so that n of n is not certainty
+    error = float(np.sqrt((middle*(1 - middle)/(curve.n + 4)).mean()))
+    verdict = "inconclusive" if o.verdict == "pass" and error > tolerance else o.verdict
+    reason = (f"{mode} over {o.n} lengths: p={o.p:.3g} for the strongest line, residuals {o.rms:.3f} rms, "
+              f"standard error of a length {error:.3f}")
+    scale = (error/tolerance)**2
+    return finding(verdict, reason, evidence | {"standard_error": error}, files,
+                   f"about {math.ceil(max(scale, 1)*curve.n.mean())} items at each length, which now has {curve.n.mean():.0f}", scale)
 
 # %% ../../nbs/5_verdict/52_rules.ipynb #786356fb
 def phase_table(rec, # records
@@ -265,7 +279,8 @@ def phase_table(rec, # records
     "A CSV table of a phase."
     path = rec.folder/f"phase_{phase:02d}"/name
     if not path.exists(): raise NotRun(f"phase_{phase:02d}/{name} is missing")
-    frame = pd.read_csv(path)
+    try: frame = pd.read_csv(path)
+    except ValueError as e: raise ValueError(f"phase_{phase:02d}/{name} is corrupt: {' '.join(str(e).split())}") from None
     for c in columns:
         if c not in frame: raise ValueError(f"phase_{phase:02d}/{name} has no column {c!r}: only {', '.join(frame)}")
     return frame
@@ -299,7 +314,8 @@ def _flat(rec, # records
     for name, part in _windowed(rec, phase, column).groupby("series"):
         if to_length and part.length.max() >= to_length: part = part[part.length >= (from_length or 0)]
         low, high = int(part.length.min()), int(part.length.max())
-        reach = (not from_length or low <= 1.1*from_length) and (not to_length or high >= to_length)
+        reach = low <= 1.1*from_length if from_length else high >= 2*low # a claim over "all lengths" needs a doubling
+        reach = reach and (not to_length or high >= to_length)
         if low == high or len(part) < 3:
             verdict, told = "inconclusive", "too few lengths for a slope"
         else:
@@ -312,7 +328,7 @@ def _flat(rec, # records
         verdicts.append(verdict)
         words.append(f"{name}: {told} from {low} to {high}")
         short |= not reach
-    claim = f"from {from_length} to {to_length} tokens"
+    claim = f"from {from_length} to {to_length} tokens" if from_length else "over at least a doubling of the length"
     reason = f"{column}, {harm} of at most {at_most:.0%}: " + "; ".join([*words, *[f"the claim is {claim}"]*short])
     return finding(worst_of(verdicts), reason, evidence, [f"phase_{phase:02d}/system.csv"],
                    f"a windowed stream {claim}" if short else "more lengths with a full window")
@@ -330,13 +346,16 @@ def _retrieval(rec, # records
     rows = rows[rows.task == "niah"]
     if rows.empty: raise NotRun(f"no NIAH item of mode {mode!r} in phase {phase}")
     right, n = int((rows.score == 1).sum()), len(rows)
-    low, high = wilson(right, n, 2*alpha)
+    low, high = map(float, proportion_confint(right, n, alpha=2*alpha, method="beta")) # exact: Wilson's is not at small n
     worst = rows.groupby("depth", dropna=False).score.mean().min()
     verdict = "fail" if high < min_accuracy else "pass" if min(low, worst) >= min_accuracy else "inconclusive"
     reason = (f"{mode}: {right} of {n} right at {lengths_text(rows.length)}, one-sided bounds {low:.2f} and "
               f"{high:.2f}, worst depth {worst:.2f}; the bar is {min_accuracy}")
     evidence = dict(n=n, right=right, lower=low, upper=high, worst_depth=worst)
-    return finding(verdict, reason, evidence, log_files(rows), "more items at each depth")
+    enough = lambda k: proportion_confint(round(k*right), round(k*n), alpha=2*alpha, method="beta")
+    scale = next((k for k in (1.5, 2, 3, 5, 10, 20, 50) if enough(k)[0] >= min_accuracy or enough(k)[1] < min_accuracy), None)
+    needs = f"about {round(scale*n)} items at the same rate, and more at each depth" if scale else "many more items: the rate sits at the bar"
+    return finding(verdict, reason, evidence, log_files(rows), needs, scale)
 
 # %% ../../nbs/5_verdict/52_rules.ipynb #c211a251
 CLAIM_RULES = dict(check=_check, hybrid_short=_hybrid_short, short_guard=_short_guard, gain=_gain,
