@@ -198,7 +198,7 @@ def before(tmp_path_factory):
 
 @pytest.mark.parametrize("change, figures, tables", [
     (dict(needle=0), {"niah_length"}, {"niah", "niah_cells"}), (dict(vt=0), {"ruler_radar", "ruler_curves"}, {"ruler"}),
-    (dict(memory=901), {"cost"}, {"system"}), (dict(cosine=.25), {"collision"}, {"diagnostics", "gates"}),
+    (dict(memory=901), {"cost_curves"}, {"system"}), (dict(cosine=.25), {"collision"}, {"diagnostics", "gates"}),
     (dict(line=.6), {"spectrum"}, {"diagnostics", "gates"}), (dict(ppl=21.), {"drift"}, {"diagnostics"}),
     (dict(nano=.6), {"nano_reach"}, {"nano"}), (dict(variant=0), {"ablation_grid"}, {"ablations"}),
     (dict(weight=.8), {"attention"}, set())])

@@ -15,7 +15,7 @@ import typst
 from .evidence_figures import interval_figure
 from .figures import as_image
 from .formats import Cell, Table, number, to_typst
-from .run_tables import _system
+from .run_tables import measurements
 from ..verdict.compare import comparison_table
 
 # %% ../../nbs/6_publish/69_comparison.ipynb #0fb84664
@@ -37,7 +37,7 @@ def difference_table(found, # of Comparison
 def cost_table(records:dict # {run: Records}
               ) -> Table: # rows: run, mode, device; of the longest length
     "Memory and speed at the longest length that each run measured."
-    parts = [_system(rec).assign(run=name) for name, rec in records.items()]
+    parts = [measurements(rec).assign(run=name) for name, rec in records.items()]
     rows, out = pd.concat([p for p in parts if len(p)] or parts[:1]), []
     for key, part in rows.groupby(["run", "phase", "mode", "device"], dropna=False):
         last = part[part.length == part.length.max()]

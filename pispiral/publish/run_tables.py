@@ -201,7 +201,8 @@ def measurements(rec # records
                 ) -> pd.DataFrame: # all system.csv, with their phase
     "Measurements of memory and speed."
     files = sorted(rec.folder.glob("phase_[0-9][0-9]/system.csv"))
-    columns = ["phase", "model", "mode", "device", "window", "length", "vram_mb", "tokens_per_sec", "state_size"]
+    columns = ["phase", "model", "mode", "device", "dtype", "attn_backend", "quantize", "window", "length", "vram_mb", "tokens_per_sec",
+               "state_size"]
     parts = [read_csv(f, ["length", "vram_mb", "tokens_per_sec"]).assign(phase=int(f.parent.name[-2:])) for f in files]
     parts = [p.reindex(columns=columns) for p in parts if len(p)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -214,13 +215,15 @@ def _growth(part # measurements of one setting
     g = flat_slope(part.length, part.vram_mb)
     return number(100*g.growth, ".1f", 100*g.growth_lower, 100*g.growth_upper, len(part))
 
+_UNSET = dict(window="all", quantize="no") # what an empty entry means
+
 def system_table(res:Results) -> Table: # one row a setting
     "Memory and speed against length."
-    rows, keys, out = measurements(res.rec), ["phase", "model", "mode", "device", "window"], []
+    rows, keys, out = measurements(res.rec), ["phase", "model", "quantize", "mode", "device", "window"], []
     for key, part in rows.groupby(keys, dropna=False):
         last = part[part.length == part.length.max()]
         mean = lambda column: number(float(last[column].mean()) if last[column].notna().any() else None)
-        text = tuple("all" if k == "window" and pd.isna(v) else "not recorded" if pd.isna(v)
+        text = tuple(_UNSET.get(k, "not recorded") if pd.isna(v)
                      else f"{v:g}" if isinstance(v, float) else v for k, v in zip(keys, key))
         out.append((text, [number(float(part.length.min()), ",.0f"), number(float(part.length.max()), ",.0f"),
                            mean("vram_mb"), mean("tokens_per_sec"), mean("state_size"), _growth(part)]))
