@@ -21,9 +21,10 @@ def _series(rows # measurements
            ) -> pd.Series: # a name a row
     "The mode, and whatever else tells lines apart."
     said = rows["mode"].fillna("not recorded").astype(str)
-    tell = dict(window=lambda w: "" if pd.isna(w) else f", window {w:,.0f}", **dict.fromkeys(_MACHINE, lambda d: f", {d}"))
-    for name, text in tell.items():
-        if rows.groupby("mode", dropna=False)[name].nunique(dropna=False).gt(1).any(): said = said + rows[name].map(text)
+    tell = dict.fromkeys(_MACHINE, lambda d: f", {d}")
+    for name, text in dict(window=lambda w: "" if pd.isna(w) else f", window {w:,.0f}", **tell).items():
+        several = rows.groupby("mode", dropna=False)[name].nunique(dropna=False).gt(1).any()
+        if several: said = said + rows[name].map(text)
     return said
 
 def cost_figure(rows, # lines of system.csv
@@ -34,7 +35,8 @@ def cost_figure(rows, # lines of system.csv
     for c in ("length", "window", "vram_mb", "tokens_per_sec"): rows[c] = pd.to_numeric(rows[c])
     rows = rows[rows.length.gt(0) & rows[["vram_mb", "tokens_per_sec"]].notna().any(axis=1)]
     if rows.empty: return _nothing("no measurement of memory or speed", width)
-    rows, fig, shown = rows.assign(line=_series(rows), rise=rows.vram_mb - rows.vram_mb.min()), make_subplots(2, 1, shared_xaxes=True, vertical_spacing=.07), set()
+    rows = rows.assign(line=_series(rows), rise=rows.vram_mb - rows.vram_mb.min())
+    fig, shown = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=.07), set()
     lines = rows.groupby("line", sort=False)["mode"].first().fillna("not recorded") # line -> mode
     for line in sorted(lines.index, key=lambda o: (in_order(lines).index(lines[o]), o)):
         look = mode_style(lines[line])

@@ -27,8 +27,8 @@ def _needles(res) -> list: # paragraphs
     out = []
     for (model, haystack), part in rows[rows.task == "niah"].groupby(["model", "haystack"]):
         table, depths = accuracy_table(part), part.depth.dropna().nunique()
-        out += [f"A needle in a haystack of kind {haystack}, {model}: accuracy over {depths} depth{'s'*(depths != 1)}, by "
-                "context length in tokens.",
+        out += [f"A needle in a haystack of kind {haystack}, {model}: accuracy over {depths} depth{'s'*(depths != 1)}, "
+                "by context length in tokens.",
                 markdown_table([(m, *cells) for m, *cells in table.itertuples()], ("mode", *table.columns))]
     return out or ["Needle tests: not run."]
 
@@ -38,32 +38,34 @@ def _tasks(res) -> list: # paragraphs, none where nothing was asked
     ruler, other, out = rows[rows.task.isin(RULER)], rows[~rows.task.isin((*RULER, "niah"))], []
     for model, part in ruler.groupby("model"):
         table, n = accuracy_table(part), part.task.nunique()
-        out += [f"RULER, {n} of its {len(RULER)} tasks, {model}: mean score over the tasks, by context length in tokens.",
+        out += [f"RULER, {n} of its {len(RULER)} tasks, {model}: mean score over the tasks, by context length in "
+                "tokens.",
                 markdown_table([(m, *cells) for m, *cells in table.itertuples()], ("mode", *table.columns))]
-    each = {(model, t, int(n)): accuracy_table(part) for (model, t, n), part in other.groupby(["model", "task", "length"])}
-    modes = in_order(other["mode"])
-    said = lambda table, n: [table[n].get(m, "not run") for m in modes]
-    if each: out += ["Other tasks: mean score.", markdown_table([(model, t, n, *said(table, n)) for (model, t, n), table in
-                                                                each.items()], ("model", "task", "tokens", *modes))]
-    return out
+    modes, keys, lines = in_order(other["mode"]), ["model", "task", "length"], []
+    for (*names, n), part in other.groupby(keys):
+        table = accuracy_table(part)[n]
+        lines.append((*names, int(n), *(table.get(m, "not run") for m in modes)))
+    return out + ["Other tasks: mean score.", markdown_table(lines, ("model", "task", "tokens", *modes))]*bool(lines)
 
 # %% ../../nbs/6_publish/69a_front_page.ipynb #4671b681
 def _cost(res) -> list: # paragraphs, none where nothing was measured
     "Memory and speed at both ends of each series."
     rows, keys, out = measurements(res.rec), ["phase", "model", "mode", "device", "window"], []
     for key, part in rows.groupby(keys, dropna=False):
-        ends = [part[part.length == n][["vram_mb", "tokens_per_sec"]].mean() for n in (part.length.min(), part.length.max())]
+        first, last = part.length.min(), part.length.max()
+        ends = [part[part.length == n][["vram_mb", "tokens_per_sec"]].mean() for n in (first, last)]
         both = lambda column: " → ".join("not measured" if pd.isna(e[column]) else f"{e[column]:,.0f}" for e in ends)
-        text = ["all" if k == "window" and pd.isna(v) else "not recorded" if pd.isna(v) else f"{v:g}" if isinstance(v, float)
-                else v for k, v in zip(keys, key)]
-        out.append((*text, f"{part.length.min():,.0f} → {part.length.max():,.0f}", both("vram_mb"), both("tokens_per_sec")))
+        text = ["all" if k == "window" and pd.isna(v) else "not recorded" if pd.isna(v)
+                else f"{v:g}" if isinstance(v, float) else v for k, v in zip(keys, key)]
+        out.append((*text, f"{first:,.0f} → {last:,.0f}", both("vram_mb"), both("tokens_per_sec")))
     header = (*keys, "tokens read", "peak memory (MB)", "tokens/s")
     return ["Memory and speed, from the shortest to the longest text.", markdown_table(out, header)] if out else []
 
 def _small(table # a `Table`
           ) -> list: # paragraphs, none where it is empty
     "A table without its note."
-    return [f"{table.title}.", markdown_table([[c.text for c in row] for row in table.body], table.header)] if table.rows else []
+    if not table.rows: return []
+    return [f"{table.title}.", markdown_table([[c.text for c in row] for row in table.body], table.header)]
 
 # %% ../../nbs/6_publish/69a_front_page.ipynb #2bf09aed
 def _gates(res) -> list: # paragraphs

@@ -114,8 +114,8 @@ def _cost_figures(res) -> list: # of Drawn
     "Memory and speed, for each phase and model."
     rows = measurements(res.rec)
     each = rows.assign(model=rows.model.astype(object).fillna("not recorded")).groupby(["phase", "model"])
-    return [Drawn(_COSTS.get(phase, "cost"), dict(phase=phase, model=model), cost_figure(part), f"phase_{phase:02d}/system.csv")
-            for (phase, model), part in each]
+    return [Drawn(_COSTS.get(phase, "cost"), dict(phase=phase, model=model), cost_figure(part),
+                  f"phase_{phase:02d}/system.csv") for (phase, model), part in each]
 
 def _ablation_figures(res) -> list: # of Drawn
     "The grid of the pretrained model and the reach of the nano models."
