@@ -6,7 +6,7 @@
 __all__ = ['Questions', 'ruler_questions', 'infinitebench_questions', 'document_questions', 'guard_questions', 'ask',
            'medium_benchmarks', 'heavy_benchmark', 'task_scores', 'effective_lengths']
 
-# %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #0f54fe11
+# %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #9c968f9d
 from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import torch
 
 from ..errors import one_of
 from ..evidence.determinism import Check
-from ..evidence.evaluate import evaluate, plan, unfit
+from ..evidence.evaluate import evaluate, plan
 from ..evidence.profiling import Shape
 from ..publish.tables import accuracy_table
 from ..tasks.infinitebench import infinitebench_item
@@ -86,20 +86,12 @@ def guard_questions(tok, lengths, seeds:int, modes): # Questions
     def make(n, seed): return lambda: shortqa_item(tok, n, seed)
     return _questions([(f"short questions at {n}", make(n, s)) for s in range(seeds) for n in lengths], modes)
 
-# %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #3cb4b7f2
+# %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #610ba19b
 def _in_words(steps): # "26 of 13 tasks at 4096, …"
     "How many questions of how many tasks at each length."
     count = Counter(item.length for step in steps for _, item in step)
     tasks = {n: {item.task for step in steps for _, item in step if item.length == n} for n in count}
     return ", ".join(f"{count[n]} of {len(tasks[n])} task{'s'*(len(tasks[n]) > 1)} at {n}" for n in sorted(count))
-
-def _too_large(steps, shape, settings): # [(what, why)], and the steps that fit
-    "Steps that no memory holds."
-    setting, why = next(iter(settings.values())), {}
-    lengths = {item.length for step in steps for _, item in step}
-    for n in sorted(lengths): why[n] = unfit(shape, n, setting.dtype, setting.device, setting.chunk)
-    fit = [s for s in steps if not why[s[0][1].length]]
-    return [(_in_words([s for s in steps if s[0][1].length == n]), w) for n, w in why.items() if w], fit
 
 def ask(phase,     # a `pispiral.lab.runner.Phase`
         model, tok,
@@ -111,22 +103,19 @@ def ask(phase,     # a `pispiral.lab.runner.Phase`
        ):          # item records
     "Ask what fits, and name what does not and what cannot be asked."
     shape = Shape.of(model.config)
-    large, steps = _too_large(questions.steps, shape, settings)
     chunk, spans = next(iter(settings.values())).chunk, {m: s.window for m, s in settings.items()}
-    p = plan(steps, shape, phase.rates(shape), minutes and 60*minutes, chunk, spans)
+    p = plan(questions.steps, shape, phase.rates(shape), minutes and 60*minutes, chunk, spans)
     print(f"{what}: {len(p.chosen)} questions, {p.tokens:,} tokens to read, about {p.seconds/60:.1f} min")
-    for missing, why in (*questions.missing, *large): phase.not_run(f"{what}: {missing}", why)
+    for missing, why in questions.missing: phase.not_run(f"{what}: {missing}", why)
     if p.left_out: phase.not_run(f"{what}: {_in_words([p.left_out])}", f"beyond {minutes:g} minutes on this machine")
     with torch.inference_mode():
-        return evaluate(model, tok, p.chosen, settings, phase.folder, phase.other_logs, memory=memory)
+        return evaluate(model, tok, p.chosen, settings, phase.folder, phase.other_logs, memory=memory,
+                        cap_gib=phase.profile.memory_cap_gib)
 
-# %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #cf27581b
+# %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #6a928945
 def medium_benchmarks(phase, model, tok, settings, memory=None): # records of RULER, documents and the guard
     "Phase 4: RULER, questions over documents, and short questions that the medium model must not lose."
     p, modes = phase.profile, list(settings)
-    if model is None:
-        phase.not_run("RULER, questions over documents and the short guard", "there is no medium model")
-        return [], [], []
     put = lambda what, questions: ask(phase, model, tok, what, questions, settings, p.benchmark_minutes, memory)
     return (put("RULER", ruler_questions(tok, p.medium_ruler_tasks, p.medium_ruler_lengths, p.medium_ruler_seeds, modes,
                                          p.documents_source)),
@@ -137,9 +126,6 @@ def medium_benchmarks(phase, model, tok, settings, memory=None): # records of RU
 def heavy_benchmark(phase, model, tok, settings, memory=None): # records
     "Phase 5: one InfiniteBench task at 100k, or as far as the profile goes."
     p = phase.profile
-    if model is None:
-        phase.not_run("an InfiniteBench task", "there is no heavy model")
-        return []
     questions = infinitebench_questions(tok, p.heavy_infinite_tasks, p.heavy_infinite_lengths, p.heavy_infinite_seeds,
                                         list(settings))
     return ask(phase, model, tok, "InfiniteBench", questions, settings, p.heavy_infinite_minutes, memory)

@@ -73,14 +73,16 @@ def streamed(phase, model, tok, # None: random tokens
              window=None, sinks=0, losses=0, kv=None, keep=False,
              log="system.csv",  # in the phase's folder
              label=None,        # instead of the mode's name
-             **about            # model, quantize, offload, attractor
+             name=None,         # of the model; None: the profile's
+             attractor=None,    # its folder or packaged name
+             **about            # quantize, offload
             ):                  # rows; none if it was not run, and the phase says why
     "Stream a text under one mode."
-    p, device, attractor = phase.profile, str(model.device), about.pop("attractor", None)
+    p, device = phase.profile, str(model.device)
     set_code(model, mode_code(mode, **p.code_options()), window, sinks)
     set_attractor(model, attractor)
     dtype, label = str(model.dtype)[6:], label or mode
-    about = dict(model=p.model, mode=label) | about | dict(dtype=dtype)
+    about |= dict(model=name or p.model, mode=label, dtype=dtype)
     need = memory_parts(Shape.of(model.config), lengths[-1], dtype, p.chunk, window, sinks, about.get("quantize")).text
     rows, why = [], unfit(need, free_memory(device, p.memory_cap_gib))
     if why is None:
@@ -131,7 +133,7 @@ def shape_rows(phase): # rows
     for name in p.shapes if p.shape_lengths else ():
         model, label = random_model(name, p.shape_layers, best_dtype(device) if p.dtype == "auto" else p.dtype, device)
         set_code(model, mode_code("rope"), None, 0, p.attn_backend)
-        rows += streamed(phase, model, None, "rope", p.shape_lengths, p.stream_window, log="shapes.csv", model=name, label=label)
+        rows += streamed(phase, model, None, "rope", p.shape_lengths, p.stream_window, log="shapes.csv", name=name, label=label)
     return rows
 
 def cost_table(rows, shape=None, rates=None): # DataFrame
@@ -200,7 +202,7 @@ def large_stream(phase, model, tok, which, mode): # rows
     "A large model's memory and speed against length, behind its window."
     p, get = phase.profile, lambda name: getattr(phase.profile, f"{which}_{name}")
     if not get("stream"): return []
-    return streamed(phase, model, tok, mode, get("stream"), get("window"), model=get("model"), quantize=get("quantize"),
+    return streamed(phase, model, tok, mode, get("stream"), get("window"), name=get("model"), quantize=get("quantize"),
                     offload=get("offload"))
 
 # %% ../../nbs/7_lab/72b_protocol_engine.ipynb #1e076c6d

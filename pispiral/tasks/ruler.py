@@ -95,7 +95,7 @@ class NeedleHaystack(NamedTuple):
         lines = self._draw(rng, 1)
         lines = self._draw(rng, int(1.1*n/len(lines[0])) + 100)
         ids, starts, _ = _join([lines[i] for i in fit(np.fromiter(map(len, lines), int), n)])
-        return ids, starts, 0
+        return ids, np.append(starts, len(ids)), 0 # a needle may stand last
 
 # %% ../../nbs/2_tasks/25_ruler.ipynb #fc1638e6
 _HEAD = ("Some special magic {v}s are hidden within the following text. Make sure to memorize it. "
