@@ -1,20 +1,28 @@
 """The paper's numbers against the records, the report in a browser, the commands and their errors."""
 import json
+import math
 import re
 import shutil
 import subprocess
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from pypdf import PdfReader
 from scipy.stats import binomtest
+from typer.testing import CliRunner
 
-from pispiral.evidence.records import SCHEMA, write_json
+from pispiral.evidence.records import SCHEMA, read_log, write_json, write_log
+from pispiral.files import write_text
+from pispiral.lab.cli_publish import app
+from pispiral.publish.formats import to_typst
 from pispiral.publish.paper import make_paper
 from pispiral.publish.report import save_report
-from pispiral.publish.run_tables import open_results
+from pispiral.publish.run_figures import drawn_figures
+from pispiral.publish.run_tables import main_rows, open_results, run_tables, variants
+from pispiral.verdict.stats import flat_slope, mean_ci, paired_gain, wilson
 
 ROOT = Path(__file__).parents[1]
 REFERENCE, GATES = ROOT/"runs"/"reference", ROOT/"nbs"/"profiles"/"pass_gates.yaml"
@@ -50,24 +58,77 @@ def empty_paper(tmp_path_factory):
     return paper_of(tmp/"run", tmp)
 
 
+def forms(*values):
+    "How a table may print numbers."
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return " ".join(f"{v:.1f} {v:.2f} {v:.3f} {v:.4f} {v:.4g} {v:.0f}" for v in known)
+
+
+def shares(frame, *keys):
+    "Means, Wilson's intervals and counts of the groups of items."
+    for by in keys:
+        for _, g in frame.groupby(by, dropna=False):
+            ends = binomtest(round(g.score.sum()), len(g)).proportion_ci(method="wilson")
+            low, high = (wilson(g.score.sum(), len(g)) if g.score.sum() % 1 else (ends.low, ends.high))
+            yield forms(g.score.mean(), low, high, len(g))
+
+
+def measured(run):
+    "What system.csv and the records of phases 6 and 7 give by averaging."
+    for path in run.glob("phase_*/system.csv"):
+        rows = pd.read_csv(path)
+        keys = [k for k in ("model", "mode", "device", "window") if k in rows]
+        for _, g in rows.groupby(keys, dropna=False):
+            last = g[g.length == g.length.max()]
+            yield forms(*(last[c].mean() for c in ("vram_mb", "tokens_per_sec", "state_size") if c in last), g.length.min())
+            if g.dropna(subset="vram_mb").length.nunique() > 1:
+                slope = flat_slope(g.length, g.vram_mb)
+                yield forms(100*slope.growth, 100*slope.growth_lower, 100*slope.growth_upper, len(g))
+    seven = run/"phase_07"
+    if (seven/"positional_diag.csv").exists():
+        far = pd.read_csv(seven/"positional_diag.csv").query("offset >= 1024").filter(like="cosine_sim_")
+        yield forms(*far.abs().max())
+    if (seven/"spectral_fft.csv").exists():
+        lines = pd.read_csv(seven/"spectral_fft.csv").query("freq > 0")
+        yield forms(*(float(np.exp(np.log(g.magnitude.clip(lower=1e-300)**2).mean())/(g.magnitude**2).mean())
+                      for _, g in lines.groupby("mode")))
+    losses = [r for r in read_log(seven/"metrics.jsonl") if r.get("ppl")]
+    for _, g in pd.DataFrame(losses).groupby(["mode", "window"], dropna=False) if losses else ():
+        yield forms(math.exp(np.log(g.ppl).mean()), len(g))
+    for _, g in pd.DataFrame(losses).assign(far=lambda d: d.window.notna()).groupby(["mode", "far"]) if losses else ():
+        yield forms(math.exp(np.log(g.ppl).mean()), len(g))
+    nano = pd.DataFrame(read_log(run/"phase_06"/"nano.jsonl"))
+    for _, g in nano.groupby(["variant", "length"]) if len(nano) else ():
+        each = g.groupby("seed").exact_match.mean()
+        yield forms(*mean_ci(each), len(each))
+
+
 def recorded(run):
-    "Every number that a run's records hold or give by counting, averaging and Wilson's interval, worked out here."
+    "Every number that a run's records hold or give by counting, averaging and intervals, worked out here."
     files = [p for kind in ("*.json", "phase_*/*.json", "phase_*/*.jsonl", "phase_*/*.csv", "phase_*/*.log")
              for p in run.glob(kind)]
     found = set(chain.from_iterable(tokens(p.read_text()) for p in files))
     found |= {f"{round(float(t), d):g}" for t in found for d in range(4)}
+    res = open_results(run, GATES)
     items = {r["key"]: r for p in sorted(run.glob("phase_*/items.jsonl")) for r in map(json.loads, p.open())}
-    frame, said = pd.DataFrame(items.values()), [str(len(items))]
-    for by in (["task", "mode"], ["task", "mode", "length"], ["task", "mode", "length", "depth"]):
-        for _, g in frame.groupby(by, dropna=False):
-            ends = binomtest(round(g.score.sum()), len(g)).proportion_ci(method="wilson")
-            said += [f"{g.score.mean():.2f} {ends.low:.2f} {ends.high:.2f} {len(g)}"]
-    gates = open_results(run, GATES).gates
-    said += [f"{g.statement} {g.reason} {g.id} {g.command}" for g in gates]
-    verdicts = [g.verdict for g in gates]
-    said += [str(len(gates)), *(str(verdicts.count(v)) for v in set(verdicts))]
+    frame = main_rows(res.rec)
+    said = [str(len(items)), *measured(run), *shares(frame, *(["model", "haystack", "task", "mode", *more] for more in (
+        [], ["length"], ["length", "depth"]))), *shares(frame, ["task", "mode"], ["model", "task", "mode", "length"])]
+    for _, g in res.rec.items.groupby(["task", "haystack", "length", "mode"], dropna=False):
+        each = g[g.key.isin(frame.key)].drop_duplicates("pair").groupby("seed").score.mean()
+        said += [forms(*mean_ci(each), len(each))] if len(each) > 1 else []
+    grid = variants(res.rec)
+    said += shares(grid, ["setting", "mode", "variant"])
+    for _, g in grid.groupby(["setting", "mode"]):
+        wide = g.pivot_table("score", "pair", "variant", aggfunc="first").dropna()
+        said += [forms(*paired_gain(wide[x], wide[y])[:4]) for x in wide for y in wide]
+    said += [f"{g.statement} {g.reason} {g.id} {g.command} {g.needs}" for g in res.gates]
+    verdicts = [g.verdict for g in res.gates]
+    said += [str(len(res.gates)), *(str(verdicts.count(v)) for v in set(verdicts))]
     seconds = [json.loads(p.read_text())["seconds"] for p in run.glob("phase_*/result.json")]
     said += [f"{sum(seconds)/60:.1f} {s:.1f}" for s in seconds]
+    sums = [*(res.run.get("assets") or {}).values(), (res.run.get("commit") or {}).get("commit", "")]
+    said += [h[i:j] for h in sums for i in range(0, 64, 8) for j in range(i + 8, 72, 8)]   # lines may break in them
     return found | tokens(" ".join(said))
 
 
@@ -107,9 +168,51 @@ def test_changing_one_record_changes_the_paper(tmp_path, reference_paper):
     assert again.read_bytes() == reference_paper[0].read_bytes()
 
 
-PROBE = """<script>setTimeout(() => { const d = document.documentElement;
-  d.dataset.probe = [document.querySelectorAll('.draw').length, document.querySelectorAll('.draw[data-drawn]').length,
-                     d.scrollWidth - d.clientWidth, innerWidth].join(' '); }, 8000);</script></body>"""
+def stand_in(folder, **change):
+    "A run with one small record of each kind, invented; `change` is the number that a kind holds instead."
+    n = dict(needle=1, vt=1, memory=900, cosine=.5, line=1., ppl=20., nano=.5, variant=1, weight=.9) | change
+    write_json(folder/"run.json", dict(run_id="small", schema=SCHEMA, profile=dict(
+        name="demo", model="no model", native_length=512, irrational="pi", modes=["rope", "hybrid", "pi_spiral"])))
+    item = dict(haystack="repeat", length=512, depth=.5, seed=0, model="no model", expected=["1"])
+    write_log(folder/"phase_03"/"items.jsonl", [dict(item, key="n", task="niah", mode="rope", score=n["needle"]),
+                                                dict(item, key="v", task="vt", mode="rope", score=n["vt"])])
+    write_log(folder/"phase_06"/"items.jsonl", [dict(item, key=x, task="niah", mode="pi_spiral", irrational=x, score=s)
+                                                for x, s in (("pi", n["variant"]), ("e", 0))])
+    write_log(folder/"phase_06"/"nano.jsonl", [dict(variant="attractor", seed=0, length=1024, exact_match=n["nano"])])
+    write_text(folder/"phase_08"/"system.csv",
+               f"step,length,vram_mb,tokens_per_sec,window,state_size,mode\n1,1024,{n['memory']},50,,,rope\n")
+    write_text(folder/"phase_07"/"positional_diag.csv", "offset,convergent," + ",".join(
+        f"cosine_sim_{m}" for m in ("rope", "rope_ntk", "pi_spiral", "hybrid")) + f"\n2048,0,.9,.9,{n['cosine']},.9\n")
+    write_text(folder/"phase_07"/"spectral_fft.csv", f"mode,freq,magnitude\npi_spiral,0.1,{n['line']}\npi_spiral,0.2,.5\n")
+    write_log(folder/"phase_07"/"metrics.jsonl", [dict(mode="hybrid", length=128, ppl=n["ppl"], window=None, model="no model")])
+    write_log(folder/"phase_07"/"attention.jsonl", [dict(mode="rope", depth=.5, tokens=64, needle_at=30, needle_len=4, layers=[
+        dict(layer=0, head=0, needle=.1, bins=[n["weight"], .1])])])
+    res = open_results(folder, GATES)
+    return ({d.name: d.figure.to_json() for d in drawn_figures(res)}, {t.name: to_typst(t) for t in run_tables(res)})
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    return stand_in(tmp_path_factory.mktemp("before")/"run")
+
+
+@pytest.mark.parametrize("change, figures, tables", [
+    (dict(needle=0), {"niah_length"}, {"niah", "niah_cells"}), (dict(vt=0), {"ruler_radar", "ruler_curves"}, {"ruler"}),
+    (dict(memory=901), {"cost_curves"}, {"system"}), (dict(cosine=.25), {"collision"}, {"diagnostics", "gates"}),
+    (dict(line=.6), {"spectrum"}, {"diagnostics", "gates"}), (dict(ppl=21.), {"drift"}, {"diagnostics"}),
+    (dict(nano=.6), {"nano_reach"}, {"nano"}), (dict(variant=0), {"ablation_grid"}, {"ablations"}),
+    (dict(weight=.8), {"attention"}, set())])
+def test_each_record_reaches_the_figures_and_tables(tmp_path, before, change, figures, tables):
+    after = stand_in(tmp_path/"run", **change)
+    differ = [{k for k in old if old[k] != new[k]} for old, new in zip(before, after)]
+    assert figures <= differ[0] and tables <= differ[1]
+    assert differ[1] - tables <= {"gates", "seeds", "ablations"} # and what has another source stays as it is
+
+
+PROBE = """<script>setTimeout(() => { const d = document.documentElement, all = s => [...document.querySelectorAll(s)];
+  const lost = all('a[href^="#"]').filter(a => !document.getElementById(decodeURIComponent(a.hash.slice(1))));
+  d.dataset.probe = [all('.draw').length, all('.draw[data-drawn]').length, d.scrollWidth - d.clientWidth, lost.length].join(' ');
+}, 8000);</script></body>"""
 
 
 @pytest.mark.parametrize("width", (1200, 390))
@@ -122,26 +225,32 @@ def test_the_report_in_a_browser(tmp_path, width):
                            f"--window-size={width},1600", "--virtual-time-budget=30000", "--enable-logging=stderr",
                            "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=300)
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    figures, drawn, overflow, _ = map(int, re.search(r'data-probe="([-\d ]+)"', done.stdout)[1].split())
-    assert figures == drawn > 0 and overflow <= 0
+    figures, drawn, overflow, lost = map(int, re.search(r'data-probe="([-\d ]+)"', done.stdout)[1].split())
+    assert figures == drawn > 0 and overflow <= 0 and lost == 0
+
+
+def pispiral(*words, expect=0):
+    "A command in this process: output and error lines."
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == expect, done.output
+    return done.stdout.splitlines(), done.stderr.splitlines()
 
 
 def test_publishing_from_the_command_line(cli, runs, tmp_path):
     shutil.copytree(REFERENCE, runs/"demo")
     run = json.loads((runs/"demo"/"run.json").read_text())
     write_json(runs/"demo"/"run.json", {**run, "run_id": "demo"})
-    out, err = cli("report", "demo")
+    out, err = cli("report", "demo")                 # one as a process of its own
     assert out.strip().endswith("published/report.html") and err == ""
-    out, _ = cli("figures", "demo")
-    names = [Path(p).name for p in out.splitlines()]
+    names = [Path(p).name for p in pispiral("figures", "demo")[0]]
     assert {Path(n).suffix for n in names} == {".html", ".json", ".png", ".pdf"}
     assert all("K-2048" in n and "smollm2" in n for n in names)
     (runs/"demo"/"phase_10"/"result.json").unlink()
-    _, err = cli("kit", "demo", expect=2)
-    assert len(err.splitlines()) == 2 and "phases 10 are missing" in err and "--partial" in err
-    _, err = cli("tables", "demo", "--out", tmp_path)
-    assert "unfinished: phases 10 (decision) are missing" in err
-    assert "did you mean 'demo'?" in cli("paper", "dmeo", expect=2)[1]
+    _, err = pispiral("kit", "demo", expect=2)
+    assert len(err) == 2 and "phases 10 are missing" in err[1] and "--partial" in err[1]
+    _, err = pispiral("tables", "demo", "--out", tmp_path)
+    assert "unfinished: phases 10 (decision) are missing" in err[0]
+    assert "did you mean 'demo'?" in pispiral("paper", "dmeo", expect=2)[1][0]
     write_json(runs/"demo"/"run.json", {**run, "schema": SCHEMA + 1})
-    _, err = cli("tables", "demo", expect=2)
-    assert f"has records of schema {SCHEMA + 1}" in err and len(err.splitlines()) == 1
+    _, err = pispiral("tables", "demo", expect=2)
+    assert f"has records of schema {SCHEMA + 1}" in err[0] and len(err) == 1

@@ -90,11 +90,19 @@ def run_command(
     if plan: return _say_plan(chosen, name, numbers)
     folder = run(chosen, name, numbers, again)
     _say_gates(folder, None if 10 in numbers else [n for n in numbers if n])
+    _publish(folder, numbers)
     typer.echo(f"\nexecuted notebooks: runs/{folder.name}/phase_*/executed.ipynb"
                f"\nfigures:            figures/{folder.name}/"
                f"\nwhat to claim:      pispiral decide {folder.name}")
 
 # %% ../../nbs/7_lab/74_cli.ipynb #9521d41c
+def _publish(folder, numbers):
+    "Paper, report and kit anew after the last phase."
+    if 10 not in numbers: return
+    from pispiral.lab.publishing import publish_again
+    typer.echo("paper, report, kit: being made with the decision in them …", err=True)
+    for path in publish_again(folder.name): typer.echo(f"{path.suffix[1:]:<19} runs/{folder.name}/published/{path.name}")
+
 def _say_gates(folder, phases=None):
     "Print the gates' verdicts; returns them."
     from rich.console import Console

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Publication', 'open_publication', 'make_kit', 'publish_tables', 'publish_figures', 'publish_paper', 'publish_report',
-           'publish_kit']
+           'publish_again', 'publish_kit']
 
 # %% ../../nbs/7_lab/76a_publishing.ipynb #f325b320
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..publish.run_tables import Results, open_results, save_tables
 
 # %% ../../nbs/7_lab/76a_publishing.ipynb #5e67d11e
 __all__ = ["Publication", "open_publication", "make_kit", "publish_tables", "publish_figures", "publish_paper",
-           "publish_report", "publish_kit"]
+           "publish_report", "publish_kit", "publish_again"]
 
 # %% ../../nbs/7_lab/76a_publishing.ipynb #482f0e37
 class Publication(NamedTuple):
@@ -82,6 +82,15 @@ def publish_report(phase, pub:Publication):
     "The report."
     made = save_report(pub.res, pub.figures, pub.out/"report.html")
     return phase.check("report", Check(made.is_file(), "the report was made from the records", {}))
+
+def publish_again(run_id:str # a run's name
+                 ) -> list: # paths, none while a phase is missing
+    "Paper, report and kit of a whole run, with the gates of phases 9 and 10, which phase 9 could not know."
+    pub = open_publication(run_id)
+    if pub.res.missing: return []
+    made = [make_paper(pub.res, repository()/"paper", pub.figures, pub.out),
+            save_report(pub.res, pub.figures, pub.out/"report.html")]
+    return [*made, make_kit(pub)]
 
 def publish_kit(phase, pub:Publication):
     "The kit of what is done, verified."

@@ -10,28 +10,50 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .figures import PAGE, _nothing, _titled, mode_style, style, token_axis
+from .figures import COLUMN, _frame, _nothing, _titled, in_order, mode_style, style, token_axis
 
 # %% ../../nbs/6_publish/63a_cost.ipynb #dd2bb65c
-def cost_figure(rows, # of system.csv, as dicts
-                width:int=PAGE # px
-               ) -> go.Figure: # two panels over lengths
-    "Rise of peak memory, and tokens a second, against the length read."
-    if not len(rows): return _nothing("system.csv", width)
-    t = pd.DataFrame(rows)
-    for c in ("length", "vram_mb", "tokens_per_sec"): t[c] = pd.to_numeric(t[c])
-    t["window"] = t.window.map(lambda w: "" if w in ("", None) or w != w else f", window {int(float(w)):,}")
-    t["rise"] = t.vram_mb - t.vram_mb.min()
-    fig = make_subplots(1, 2, horizontal_spacing=.14)
-    for (mode, window), part in t.groupby(["mode", "window"], sort=False):
-        look, part = mode_style(mode), part.sort_values("length")
-        for col, y, unit in ((1, "rise", "MB"), (2, "tokens_per_sec", "tokens/s")):
-            fig.add_scatter(x=part.length.tolist(), y=part[y].tolist(), name=mode + window, mode="lines+markers", row=1, col=col,
-                            legendgroup=mode + window, showlegend=col == 1, marker_symbol=look["symbol"],
-                            line=dict(color=look["color"], dash=look["dash"]),
-                            hovertemplate="%{x:,} tokens: %{y:,.4g} " + unit + f"<extra>{mode}{window}</extra>")
-    style(fig, width, 380, t.groupby(["mode", "window"]).ngroups)
-    token_axis(fig, t.length)
-    for col, title, top in ((1, "peak memory, rise (MB)", t.rise.max()), (2, "tokens/s", t.tokens_per_sec.max())):
-        fig.update_yaxes(title_text=title, range=[-.03*max(top, 1), 1.1*max(top, 1)], row=1, col=col)
-    return _titled(fig, f"{t.device.iloc[0]}, {t['dtype'].iloc[0]}, {t.attn_backend.iloc[0]}; peaks from {t.vram_mb.min():,.0f} MB")
+_COSTS = (("rise", "peak memory, rise (MB)"), ("tokens_per_sec", "tokens a second"))
+
+_MACHINE = ("device", "dtype", "attn_backend")
+
+def _series(rows # measurements
+           ) -> pd.Series: # a name a row
+    "The mode, and whatever else tells lines apart."
+    said = rows["mode"].fillna("not recorded").astype(str)
+    tell = dict.fromkeys(_MACHINE, lambda d: f", {d}")
+    for name, text in dict(window=lambda w: "" if pd.isna(w) else f", window {w:,.0f}", **tell).items():
+        several = rows.groupby("mode", dropna=False)[name].nunique(dropna=False).gt(1).any()
+        if several: said = said + rows[name].map(text)
+    return said
+
+def cost_figure(rows, # lines of system.csv
+                width:int=COLUMN # px
+               ) -> go.Figure: # two panels over one axis of lengths
+    "Rise of peak memory, and speed, of each mode against length."
+    rows = _frame(rows, ["mode", "window", *_MACHINE, "length", "vram_mb", "tokens_per_sec"])
+    for c in ("length", "window", "vram_mb", "tokens_per_sec"): rows[c] = pd.to_numeric(rows[c])
+    rows = rows[rows.length.gt(0) & rows[["vram_mb", "tokens_per_sec"]].notna().any(axis=1)]
+    if rows.empty: return _nothing("no measurement of memory or speed", width)
+    rows = rows.assign(line=_series(rows), rise=rows.vram_mb - rows.vram_mb.min())
+    fig, shown = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=.07), set()
+    lines = rows.groupby("line", sort=False)["mode"].first().fillna("not recorded") # line -> mode
+    for line in sorted(lines.index, key=lambda o: (in_order(lines).index(lines[o]), o)):
+        look = mode_style(lines[line])
+        for row, (column, title) in enumerate(_COSTS, 1):
+            mean = rows[rows.line == line].dropna(subset=column).groupby("length")[column].mean()
+            if mean.empty: continue
+            fig.add_scatter(x=mean.index.tolist(), y=mean.tolist(), name=line, legendgroup=line, mode="lines+markers",
+                            showlegend=line not in shown, line=dict(color=look["color"], dash=look["dash"], width=1.8),
+                            marker=dict(color=look["color"], symbol=look["symbol"], size=7), row=row, col=1,
+                            hovertemplate="%{x:,} tokens: %{y:,.4g}<extra>" + line + ", " + title + "</extra>")
+            shown.add(line)
+    style(fig, width, 400, len(shown))
+    for row, (column, title) in enumerate(_COSTS, 1):
+        top = rows[column].max()
+        top = max(float(top) if pd.notna(top) else 0., 1.)
+        fig.update_yaxes(title_text=title, range=[-.03*top, 1.1*top], row=row, col=1)
+    token_axis(fig, rows.length).update_xaxes(title_text="", row=1, col=1)
+    where = [", ".join(sorted(map(str, rows[c].dropna().unique()))) for c in _MACHINE]
+    peak = [f"peaks from {rows.vram_mb.min():,.0f} MB"]*bool(rows.vram_mb.notna().any())
+    return _titled(fig, " · ".join([*filter(None, where), *peak]))

@@ -20,7 +20,7 @@ from .figures import (COLUMN, PAGE, _INK, _frame, _nothing, _titled, in_order, m
 __all__ = ["collision_figure", "spectrum_figure", "drift_figure", "attention_figure", "interval_figure"]
 
 # %% ../../nbs/6_publish/64_evidence_figures.ipynb #a38c669f
-_SIM = "cosine_sim_"
+_SIM, _NAMED = "cosine_sim_", 4 # how many convergents have their number beside them
 
 def _highest(part # frame: offset, cosine
             ) -> pd.DataFrame: # the row of the highest cosine in each quarter of an octave
@@ -33,7 +33,8 @@ def _denominators(table, # offset, convergent, cosine_sim_pi_spiral_single
     near = table[(table.convergent == 1) & (table.offset > 1)]
     at = near.offset.tolist()
     beside = ["top left" if b < 1.5*a else "top right" for a, b in zip(at, [*at[1:], math.inf])]
-    return go.Scatter(x=at, y=near[_SIM + "pi_spiral_single"].tolist(), mode="markers+text", text=[str(q) for q in at],
+    said = [str(q) if i < _NAMED else "" for i, q in enumerate(at)]
+    return go.Scatter(x=at, y=near[_SIM + "pi_spiral_single"].tolist(), mode="markers+text", text=said,
                       name="convergents", textposition=beside, textfont_size=11, cliponaxis=False,
                       marker=dict(color=_INK, symbol="diamond-open", size=7),
                       hovertemplate="offset %{x:,}: %{y:.9f}<extra>denominator of a convergent</extra>")
@@ -47,7 +48,8 @@ def collision_figure(table, # positional_diag.csv: offset, convergent, cosine_si
     if not modes: return _nothing("no offset with a cosine", width)
     fig = go.Figure()
     for m in modes:
-        top = _highest(table[["offset", _SIM + m]].dropna().set_axis(["offset", "cosine"], axis=1).reset_index(drop=True))
+        part = table[["offset", _SIM + m]].dropna().set_axis(["offset", "cosine"], axis=1)
+        top = _highest(part.reset_index(drop=True))
         look = mode_style(m)
         fig.add_scatter(x=top.offset.tolist(), y=top.cosine.tolist(), name=m, mode="lines",
                         line=dict(color=look["color"], dash=look["dash"], width=1.8),
@@ -111,8 +113,8 @@ def spectrum_figure(table, # spectral_fft.csv: mode, freq (cycles a token), magn
         step = (np.log(part.freq/part.freq[0])*points/8).round()
         part = part.loc[part.magnitude.groupby(step).idxmax()] # the highest of its neighbours
         level = 20*np.log10(part.magnitude.clip(lower=10**(_FLOOR/20)))
-        fig.add_scatter(x=part.freq.round(5).tolist(), y=level.round(2).tolist(), mode="lines", showlegend=False, name=m, **at,
-                        line=dict(color=mode_style(m)["color"], width=1),
+        fig.add_scatter(x=part.freq.round(5).tolist(), y=level.round(2).tolist(), mode="lines", showlegend=False,
+                        name=m, **at, line=dict(color=mode_style(m)["color"], width=1),
                         hovertemplate="%{x:.5f} cycles a token: %{y:.0f} dB<extra>" + m + "</extra>")
     fig.update_xaxes(type="log", tickvals=[.001, .01, .1, .5], range=[math.log10(table.freq.min()), math.log10(.52)])
     fig.update_yaxes(range=[_FLOOR - 4, 6], tickvals=[-80, -40, 0])
@@ -180,8 +182,8 @@ def attention_figure(rows, # of `attention_rows`
     for r in rows:
         at, layers = spots[panels.index((r["mode"], r["depth"]))], [o["layer"] for o in r["layers"]]
         fig.add_trace(_layer_map(r), **at)
-        fig.add_scatter(x=[r["needle_at"] + r["needle_len"]/2], y=[-.66], mode="markers", showlegend=False, hoverinfo="skip",
-                        cliponaxis=False, marker=dict(symbol="triangle-down", size=9, color="#D55E00"), **at)
+        fig.add_scatter(x=[r["needle_at"] + r["needle_len"]/2], y=[-.66], mode="markers", showlegend=False,
+                        hoverinfo="skip", cliponaxis=False, marker=dict(symbol="triangle-down", size=9, color="#D55E00"), **at)
         fig.update_yaxes(range=[len(layers) - .5, -.5], tickvals=list(range(len(layers))), ticktext=layers, **at)
         fig.update_xaxes(range=[0, r["tokens"]], tickvals=[0, r["tokens"]//2], **at)
     fig.update_xaxes(ticks="").update_yaxes(ticks="", showgrid=False)

@@ -61,7 +61,7 @@ summary{cursor:pointer;padding:.5rem 0}pre{overflow-x:auto;font-size:.8rem;white
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,30rem),1fr));gap:0 1.5rem;align-items:start}
 .plots .wide{grid-column:1/-1}
 .plot{overflow-x:auto}.draw{width:max-content;max-width:none;transform-origin:0 0}
-.notebook img{max-width:100%;height:auto;background:#fff}
+.notebook{overflow-x:auto}.notebook img{max-width:100%;height:auto;background:#fff}
 .notebook .jp-InputPrompt,.notebook .jp-OutputPrompt{display:none}
 .notebook .scroll,.notebook .jp-Cell{overflow-x:auto}
 @media (max-width:45rem){.cards thead{position:absolute;left:-99rem}.cards tr{display:block;padding:.5rem 0;

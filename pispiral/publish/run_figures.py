@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from .evidence_figures import attention_figure, collision_figure, drift_figure, spectrum_figure
 from .figures import auc_over_depth_bars, figure_stem, length_curves, retrieval_heatmap, save_figure
-from .memory import cost_figure, reach_figure
+from .cost import cost_figure
+from .memory import reach_figure
 from .run_tables import Results, main_rows, measurements, read_csv, variants
 from .task_figures import ablation_grid, task_curves, task_radar
 from ..evidence.records import read_log
+from ..tasks.infinitebench import INFINITEBENCH
 from ..tasks.ruler import RULER
 
 # %% ../../nbs/6_publish/62c_run_figures.ipynb #92152f0b
@@ -55,7 +57,10 @@ _CAPTIONS = dict(niah_heatmap="Retrieval by length and depth, one panel a mode",
                  ruler_radar="RULER, one spoke a task",
                  ruler_curves="RULER task by task with Wilson's intervals",
                  task_curves="Other tasks with Wilson's intervals",
-                 cost="Peak memory and speed by length",
+                 **dict.fromkeys(("cost", "cost_curves", "window_cost"), "Rise of peak memory, and speed, by length"),
+                 long_stream="A long stream over a bounded cache: rise of peak memory, and speed, by length",
+                 heavy_memory="The heavy model: rise of peak memory, and speed, by length",
+                 infinitebench_curves="InfiniteBench's tasks with Wilson's intervals",
                  attractor_state="The attractor's state, the process's memory and the time a token, by length",
                  ablation_grid="Ablations: variants of one setting, all else equal",
                  nano_reach="What trained nano models still know, by length",
@@ -94,19 +99,23 @@ def _task_figures(res) -> list: # of Drawn
     rows = rows[rows.task != "niah"]
     for model, mine in rows.groupby("model"):
         config, ruler = dict(model=model, **_code(res)), mine[mine.task.isin(RULER)]
-        other = mine[~mine.task.isin(RULER)]
+        infinite, other = mine[mine.task.isin(INFINITEBENCH)], mine[~mine.task.isin((*RULER, *INFINITEBENCH))]
         said = lambda part: ", ".join(sorted(set(part.file)))
         if len(ruler): out += [Drawn("ruler_radar", config, task_radar(ruler, RULER), said(ruler)),
                                Drawn("ruler_curves", config, task_curves(ruler, RULER), said(ruler))]
+        if len(infinite): out.append(Drawn("infinitebench_curves", config, task_curves(infinite), said(infinite)))
         if len(other): out.append(Drawn("task_curves", config, task_curves(other), said(other)))
     return out
 
 # %% ../../nbs/6_publish/62c_run_figures.ipynb #16bba814
+_COSTS = {2: "long_stream", 3: "window_cost", 5: "heavy_memory", 8: "cost_curves"} # as the phases name them
+
 def _cost_figures(res) -> list: # of Drawn
     "Memory and speed, for each phase and model."
-    each = measurements(res.rec).fillna({"model": "not recorded"}).groupby(["phase", "model"])
-    return [Drawn("cost", dict(phase=phase, model=model), cost_figure(rows), f"phase_{phase:02d}/system.csv")
-            for (phase, model), rows in each]
+    rows = measurements(res.rec)
+    each = rows.assign(model=rows.model.astype(object).fillna("not recorded")).groupby(["phase", "model"])
+    return [Drawn(_COSTS.get(phase, "cost"), dict(phase=phase, model=model), cost_figure(part),
+                  f"phase_{phase:02d}/system.csv") for (phase, model), part in each]
 
 def _ablation_figures(res) -> list: # of Drawn
     "The grid of the pretrained model and the reach of the nano models."

@@ -194,14 +194,16 @@ def read_csv(path, # a record of a phase; it need not exist
     if not path.exists(): return pd.DataFrame(columns=columns)
     try: table = pd.read_csv(path)
     except ValueError as e: raise ValueError(f"{where} is corrupt: {e}") from None
-    if lacking := [c for c in columns if c not in table]: raise ValueError(f"{where} has no column {', '.join(lacking)}")
+    lacking = [c for c in columns if c not in table]
+    if lacking: raise ValueError(f"{where} has no column {', '.join(lacking)}")
     return table
 
 def measurements(rec # records
                 ) -> pd.DataFrame: # all system.csv, with their phase
     "Measurements of memory and speed."
     files = sorted(rec.folder.glob("phase_[0-9][0-9]/system.csv"))
-    columns = ["phase", "model", "mode", "device", "window", "length", "vram_mb", "tokens_per_sec", "state_size"]
+    columns = ["phase", "model", "mode", "device", "dtype", "attn_backend", "quantize", "window", "length", "vram_mb",
+               "tokens_per_sec", "state_size"]
     parts = [read_csv(f, ["length", "vram_mb", "tokens_per_sec"]).assign(phase=int(f.parent.name[-2:])) for f in files]
     parts = [p.reindex(columns=columns) for p in parts if len(p)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -214,13 +216,15 @@ def _growth(part # measurements of one setting
     g = flat_slope(part.length, part.vram_mb)
     return number(100*g.growth, ".1f", 100*g.growth_lower, 100*g.growth_upper, len(part))
 
+_UNSET = dict(window="all", quantize="no") # what an empty entry means
+
 def system_table(res:Results) -> Table: # one row a setting
     "Memory and speed against length."
-    rows, keys, out = measurements(res.rec), ["phase", "model", "mode", "device", "window"], []
+    rows, keys, out = measurements(res.rec), ["phase", "model", "quantize", "mode", "device", "window"], []
     for key, part in rows.groupby(keys, dropna=False):
         last = part[part.length == part.length.max()]
         mean = lambda column: number(float(last[column].mean()) if last[column].notna().any() else None)
-        text = tuple("all" if k == "window" and pd.isna(v) else "not recorded" if pd.isna(v)
+        text = tuple(_UNSET.get(k, "not recorded") if pd.isna(v)
                      else f"{v:g}" if isinstance(v, float) else v for k, v in zip(keys, key))
         out.append((text, [number(float(part.length.min()), ",.0f"), number(float(part.length.max()), ",.0f"),
                            mean("vram_mb"), mean("tokens_per_sec"), mean("state_size"), _growth(part)]))
@@ -252,13 +256,15 @@ def ablation_table(res:Results) -> Table: # rows: setting, mode, variant
     except NotRun: rows = pd.DataFrame(columns=["family"])
     out = []
     for r in rows.itertuples():
-        step = number(r.diff, "+.2f", r.lower, r.upper) if r.said == r.said and r.said else Cell("the last")
-        words = r.said + (f", {r.items} items would tell" if pd.notna(r.items) else "") if r.said == r.said and r.said else ""
+        step = number(r.diff, "+.2f", r.lower, r.upper) if isinstance(r.said, str) else Cell("the last")
+        needs = f", {r.items} items would tell" if pd.notna(r.items) else ""
+        words = r.said + needs if isinstance(r.said, str) else ""
         cell = Cell(f"{r.accuracy:.2f} [{r.low:.2f}, {r.high:.2f}] n={r.n}", r.accuracy, r.low, r.high, r.n,
                     r.place == 1 and r.said == "better")
         out.append(((r.family.replace("_", " "), r.mode, r.variant), [cell, step, Cell(words)]))
     return Table("ablations", "Ablations: accuracy of variants that differ in one setting, best first",
-                 ("setting", "mode", "variant"), ("accuracy", "step to the next", "said of the step"), tuple(out), _STEPS)
+                 ("setting", "mode", "variant"), ("accuracy", "step to the next", "said of the step"), tuple(out),
+                 _STEPS)
 
 def nano_table(res:Results) -> Table: # rows: variant; columns: lengths
     "Exact match of the nano models over training seeds."
@@ -304,7 +310,8 @@ def seeds_table(res:Results) -> Table: # rows: task, length, mode
     "Mean over seeds, for every setting that was asked with at least two."
     rows = seed_table(res.rec)
     rows = rows[rows.seeds > 1] if len(rows) else rows
-    out = tuple(((r.task, r.haystack or "", r.length, r.mode), [number(r.mean, ".2f", r.low, r.high, r.seeds)]) for r in rows.itertuples())
+    out = tuple(((r.task, r.haystack or "", r.length, r.mode), [number(r.mean, ".2f", r.low, r.high, r.seeds)])
+                for r in rows.itertuples())
     return Table("seeds", "Accuracy over seeds", ("task", "haystack", "length", "mode"), ("mean",), out,
                  "Student's 95 % interval over seeds; n counts seeds. A seed changes the item, not the weights.")
 

@@ -155,8 +155,8 @@ def _drawn_grid(z, said, hover, labels, heads, lengths, n, width): # figure
     "The grid as a heatmap with headings in the empty rows."
     fig = go.Figure(go.Heatmap(z=z, hovertext=hover, hoverinfo="text", coloraxis="coloraxis", xgap=1, ygap=1))
     for i, row in enumerate(said):
-        fig.add_scatter(x=list(range(len(row))), y=[i]*len(row), mode="text", text=row, hoverinfo="skip", showlegend=False,
-                        textfont=dict(size=12, color=[_INK if v is None or v > .45 else "white" for v in z[i]]))
+        fig.add_scatter(x=list(range(len(row))), y=[i]*len(row), mode="text", text=row, hoverinfo="skip",
+                        showlegend=False, textfont=dict(size=12, color=[_INK if v is None or v > .45 else "white" for v in z[i]]))
     style(fig, width, 90 + 20*len(labels))
     for i, head in heads:
         fig.add_annotation(x=-.5, y=i, text=f"<b>{head}</b>", xanchor="left", showarrow=False, font_size=12)
