@@ -22,7 +22,7 @@ from ..evidence.attention_maps import needle_map
 from ..evidence.determinism import Check
 from ..evidence.diagnostics import (collisions, loss_curve, record_offsets, similarity, spectral_summary,
                                            spectrum, text_ids, token_losses, worst_collision)
-from ..evidence.evaluate import MODES, WINDOWED, _Progress, mode_code
+from ..evidence.evaluate import MODES, WINDOWED, Progress, mode_code
 from ..evidence.records import Log, digest, read_log, write_log
 from ..files import write_text
 from .profiles import repository
@@ -121,7 +121,7 @@ def text_losses(model, arms, # {label: Setting}
     with Log(folder/"losses.jsonl") as log:
         known = {r["key"]: r for r in read_log(folder/"losses.jsonl")}
         todo = [w for w in wanted if w[-1] not in known]
-        progress = _Progress(sum(len(w[3]) - 1 for w in todo), f"{len(todo)} texts")
+        progress = Progress(sum(len(w[3]) - 1 for w in todo), f"{len(todo)} texts")
         for label, s, name, ids, k in todo:
             set_code(model, s.code, s.window, s.sinks)
             begin = time.perf_counter()
@@ -176,7 +176,7 @@ def attention_rows(model, tok, profile, folder): # list of dicts: mode, length, 
         asked = [(s, niah_item(tok, profile.map_length, d, 0, profile.haystack, profile.value))
                  for s in arms.values() for d in profile.map_depths]
         todo = [it for s, it in asked if digest(["map", s.key(it)]) not in known]
-        progress = _Progress(sum(len(it.ids) for it in todo), f"{len(todo)} maps")
+        progress = Progress(sum(len(it.ids) for it in todo), f"{len(todo)} maps")
         for s, it in asked:
             key = digest(["map", s.key(it)])
             if key not in known:
