@@ -257,6 +257,7 @@ def _check_engine(p):
     for mode in p.medium_modes: one_of(mode, [m for m in MODES if m != "attractor"], "a mode of the medium model", name="medium_modes")
     for name in p.shapes: one_of(name, public_shapes(), "a model whose shape is known", name="shapes")
     for which in ("medium", "heavy"):
+        if getattr(p, f"{which}_model") is None: raise ValueError(f"{which}_model is not named: a small machine takes the small model")
         one_of(getattr(p, f"{which}_quantize"), (None, *QUANTIZED), "a quantisation", name=f"{which}_quantize")
         one_of(getattr(p, f"{which}_offload"), (None, *OFFLOADS), "a place for weights", name=f"{which}_offload")
     one_of(p.medium_reference, (None, *OFFLOADS), "a place for weights", name="medium_reference")
