@@ -131,6 +131,15 @@ def prefill(model,
     return out[0, -1].float()
 
 # %% ../../nbs/3_model/33_stream.ipynb #fc5e7108
+def _again(out, # the answer so far, token ids
+           n=3, # tokens that must have stood there before
+           most=8 # tokens guessed
+          ):    # token ids, or none
+    "What followed the last time that the answer's last tokens stood in it: answers that go in circles are guessed."
+    for at in range(len(out) - n - 1, -1, -1):
+        if out[at:at + n] == out[-n:]: return out[at + n:at + n + most]
+    return []
+
 def greedy(model,
            logits,         # [vocab] after the prompt
            cache,          # holds the prompt; the answer is appended
@@ -145,7 +154,7 @@ def greedy(model,
         if token in eos: break
         out.append(token)
         if len(out) == max_new: break
-        rest = draft[len(out):max_new] if out == draft[:len(out)] else []
+        rest = draft[len(out):max_new] if out == draft[:len(out)] else _again(out)[:max_new - len(out)]
         step = torch.tensor([[token, *rest]], device=model.device)
         rows = model(step, past_key_values=cache, use_cache=True).logits[0].float()
         agreed = 0
