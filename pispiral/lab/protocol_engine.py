@@ -12,7 +12,6 @@ __all__ = ['TOLERANCE', 'canary', 'stop_unless', 'streamed', 'affordable', 'long
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoConfig
 
 from ..encoding.positions import make_code
 from ..evidence.determinism import Check
@@ -200,7 +199,7 @@ def ask_heavy(phase, model, tok): # records
 
 def large_stream(phase, model, tok, which, mode): # rows
     "A large model's memory and speed against length, behind its window."
-    p, get = phase.profile, lambda name: getattr(phase.profile, f"{which}_{name}")
+    get = lambda name: getattr(phase.profile, f"{which}_{name}")
     if not get("stream"): return []
     return streamed(phase, model, tok, mode, get("stream"), get("window"), name=get("model"), quantize=get("quantize"),
                     offload=get("offload"))

@@ -21,7 +21,7 @@ from ..encoding.spiral import CONTROLS, IRRATIONALS, convergents
 from ..evidence.attention_maps import needle_map
 from ..evidence.determinism import Check
 from ..evidence.diagnostics import (collisions, loss_curve, record_offsets, similarity, spectral_summary,
-                                           spectrum, text_ids, token_losses, worst_collision)
+                                           spectrum, token_losses, worst_collision)
 from ..evidence.evaluate import MODES, WINDOWED, Progress, mode_code
 from ..evidence.records import Log, digest, read_log, write_log
 from ..files import write_text

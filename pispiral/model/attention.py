@@ -80,7 +80,7 @@ _kept_mask = lru_cache(maxsize=8)(_mask)
 
 def _masked(query, key, value, window, scaling, slopes=None, padding=None, dropout=0., lse=False):
     "Attention by masks of `QUERIES` rows: [B, H, L, D], and the log-sum-exp [B, H, L] if asked for (on a CPU)."
-    (B, H, L, D), N, parts = query.shape, key.shape[2], []
+    (B, H, L, _), N, parts = query.shape, key.shape[2], []
     step = QUERIES.get(query.device.type, 1024)
     for a in range(0, L, step):
         b = min(a + step, L)
@@ -117,7 +117,7 @@ def _merge(out, lse, sink_scores, sink_value, unseeing):
 
 def _with_sinks(query, key, value, see, scaling, sink_scores, sink_value):
     "The same in one call that has a gradient: sinks as keys of zeros, whose logits come in through the mask."
-    (B, H, L, D), group = query.shape, query.shape[1]//key.shape[1]
+    (B, H, L, _), group = query.shape, query.shape[1]//key.shape[1]
     mask = torch.zeros(see.shape, device=see.device).masked_fill(~see, float("-inf")) if see.dtype == torch.bool else see
     mask = torch.cat((sink_scores, mask.float().expand(B, H, L, -1)), -1).to(query.dtype)
     key = torch.cat((torch.zeros_like(sink_value), key), 2)

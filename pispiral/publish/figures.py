@@ -403,7 +403,7 @@ def save_figure(fig:go.Figure,
     "Write a figure under a name that says its configuration; ValueError if `source` lacks its origin."
     lacking = [k for k in ("run", "records", "commit") if k not in source]
     if lacking: raise ValueError(f"source={source} does not name {', '.join(lacking)}: a figure says where it is from")
-    fig, stem, out = go.Figure(fig), Path(folder)/figure_stem(name, config), {}
+    fig, stem = go.Figure(fig), Path(folder)/figure_stem(name, config)
     fig.update_layout(meta={"name": name, "config": config, **source})
     stem.parent.mkdir(parents=True, exist_ok=True)
     at = {f: stem.with_name(f"{stem.name}.{f}") for f in ("html", "json") if f in formats}

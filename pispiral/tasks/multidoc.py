@@ -35,7 +35,7 @@ def world(rng, # numpy Generator
           n:int # people, towns and firms
          ): # list of dicts: person, town, firm, and the two documents
     "Invented people and the firms that they founded; no name stands for two things."
-    towns, families, firms = _names(rng, _TOWN, n), _names(rng, _FAMILY, 2*n), []
+    towns, families = _names(rng, _TOWN, n), _names(rng, _FAMILY, 2*n)
     out = []
     for town, family, other in zip(towns, families, families[n:]):
         person, firm = f"{rng.choice(_FIRST)} {family}", f"{other} {rng.choice(['Works', 'Brothers', 'Company'])}"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 from ..errors import one_of
-from .observed import (NotRun, log_files, main_items, native_length, paired_items, pool,
+from .observed import (NotRun, log_files, main_items, native_length, paired_items,
                                        profile_value)
 from .stats import (flat_slope, items_to_decide, mcnemar_exact, non_inferior, oscillation, paired_gain,
                                     trend)
