@@ -6,6 +6,7 @@
 __all__ = ['CACHES', 'cache_size', 'save_cache', 'load_cache', 'quantized_cache']
 
 # %% ../../nbs/3_model/33a_states.ipynb #02fbc025
+import json
 from importlib.util import find_spec
 
 import torch
@@ -15,7 +16,7 @@ from transformers.cache_utils import Cache, QuantizedCache, QuantizedLayer
 
 from ..errors import one_of
 from ..files import replace_file
-from .adapters import StateLayer
+from .adapters import AttractorConfig, StateLayer
 from .stream import new_cache
 
 # %% ../../nbs/3_model/33a_states.ipynb #8b13d408
@@ -37,7 +38,8 @@ def save_cache(cache, # as `new_cache` makes it
               ):
     "Write down what a cache holds, whole or not at all."
     tensors = {f"{i}.{name}": t.contiguous() for i, layer in enumerate(cache.layers) for name, t in _parts(layer).items()}
-    about = {"seen": str(cache.get_seq_length()), "layers": str(len(cache.layers))}
+    configs = {i: layer.config.model_dump(mode="json") for i, layer in enumerate(cache.layers) if getattr(layer, "config", None)}
+    about = {"seen": str(cache.get_seq_length()), "layers": str(len(cache.layers)), "attractors": json.dumps(configs)}
     replace_file(path, lambda at: save_file(tensors, at, metadata=about))
 
 def load_cache(cache, # a new one of the same model
@@ -47,7 +49,7 @@ def load_cache(cache, # a new one of the same model
     "Fill a cache with what was written down."
     with safe_open(path, "pt", device=str(device)) as f:
         about, held = f.metadata(), {name: f.get_tensor(name) for name in f.keys()}
-    seen = int(about["seen"])
+    seen, configs = int(about["seen"]), json.loads(about["attractors"])
     for i in range(int(about["layers"])):
         if f"{i}.keys" in held:
             layer = cache.layers[i]
@@ -56,6 +58,7 @@ def load_cache(cache, # a new one of the same model
         else:
             cache.layers.append(layer := StateLayer())
             layer.state, layer.seen = held.get(f"{i}.state"), seen
+            if str(i) in configs: layer.config = AttractorConfig(**configs[str(i)])
     return seen
 
 # %% ../../nbs/3_model/33a_states.ipynb #737e8b6d
