@@ -373,7 +373,10 @@ def _probes(pool, figure): # (mean, scale, probes)
         write, _ = _logistic(torch.cat((written, closed)), target(written, closed), weigh, 1e-4)
         shift = -(written @ write.T).quantile(MISS, dim=0)
         hard = hard | (open_gate(2*(closed @ write.T + shift))[:, 0] > 0)
-    digit = lambda x, v: _logistic(x, F.one_hot(v, 10).float(), torch.ones(len(v)))
+    words = torch.cat((other[~number], before))[::2] # what is no digit has no digit's value, whatever the gate says
+    def digit(x, v):
+        figures = F.one_hot(torch.cat((v, torch.full((len(words),), 10))), 11)[:, :10].float()
+        return _logistic(torch.cat((x, words)), figures, torch.ones(len(figures)))
     which = [digit(written[v >= 0], v[v >= 0]) for v in values.T]
     quiet = torch.cat((written, early, other, before))
     return mean, scale, ([[2*t for t in pair] for pair in which], _softmax(written, places, LONGEST), (2*write, 2*shift),
