@@ -208,7 +208,7 @@ def _own(state, # a StateLayer
         ):
     "ValueError if the state is not that of this attractor after these tokens."
     was = state.config
-    if state.seen and was is not cfg and was != cfg:
+    if state.seen and was is not None and was != cfg:
         key = next(k for k in AttractorConfig.model_fields if getattr(was, k) != getattr(cfg, k))
         raise ValueError(f"the cache was filled by an attractor with {key}={getattr(was, key)!r}, and this one has "
                          f"{key}={getattr(cfg, key)!r}: read the text again with a new cache")

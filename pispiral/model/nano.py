@@ -307,14 +307,18 @@ def _table(frame):
     lines = [list(map(str, frame.columns)), ["---"]*len(frame.columns), *([str(v) for v in row] for row in frame.values)]
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
-def nano_card(folder): # DataFrame, a row a model
+def nano_card(folder,
+              variants=None, # {name: NanoConfig} that the models were trained as; `nano_variants` if None
+              lengths=(8_192, 65_536, 1_048_576) # to stream
+             ):              # DataFrame, a row a model
     "Read a million tokens with the first model kept in `folder`, and write what all of them answered to its card."
     scores = kept_scores(folder)
     table = scores.pivot_table("exact_match", ["variant", "seed", "steps", "trained"], "length", "min").reset_index()
-    variants = nano_variants()
+    variants = variants or nano_variants()
     name, seed = min(zip(scores.variant, scores.seed), key=lambda row: (list(variants).index(row[0]), row[1]))
     first = nano_file(folder, name, seed)
-    stream = list(nano_stream(kept_nano(variants[name].model_copy(update=dict(seed=int(seed))), first)[0]))
+    model, _ = kept_nano(variants[name].model_copy(update=dict(seed=int(seed))), first)
+    stream = list(nano_stream(model, lengths))
     write_text(Path(folder)/"stream.json", json.dumps(stream, indent=1) + "\n")
     write_text(Path(folder)/"README.md", _CARD.format(n=scores.n.max(), scores=_table(table.round(3)), name=first.stem,
                                                       stream=_table(pd.DataFrame(stream))))
