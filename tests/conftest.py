@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,16 @@ def runs(tmp_path, monkeypatch):
     return tmp_path/"runs"
 
 
+def hear_ctrl_c():
+    "A shell that starts the tests in the background hands down SIGINT ignored."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Cli:
     "The `pispiral` command in a process group of its own."
     def start(self, *words):
         return subprocess.Popen([BIN/"pispiral", *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, start_new_session=True)
+                                stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_ctrl_c)
 
     def here(self, *words, expect=0):
         "The same command inside this process, which has its imports already; nothing that starts a kernel."
