@@ -91,7 +91,8 @@ def contrast_table(records, # dicts
             row = dict(family=name, variant=v, n=len(both), mean=mean, low=low, high=high, reference=None if v == first else first)
             if v != first: row |= paired_t(both[v], both[first], alpha)._asdict()
             out.append(row)
-    frame = pd.DataFrame(out)
+    fields = ["family", "variant", "n", "mean", "low", "high", "reference", "diff", "lower", "upper", "p", "effect"]
+    frame = pd.DataFrame(out, columns=fields) # a lone variant has nothing to be compared with
     tested = frame.reference.notna()
     frame.loc[tested, "p"] = holm(frame[tested].p)
     words = lambda r: "reference" if r.reference is None or r.reference != r.reference else \
