@@ -72,9 +72,10 @@ def test_bad_input_names_what_is_wrong(keys, says):
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
-def test_public_shapes_run_with_random_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_public_shapes_run_with_random_weights(monkeypatch, family):
     from pispiral.model import large
-    shape = dict(hub="nobody/tiny", source="this test", parameters=0, config=dict(model_type="llama", **SHAPE))
+    shape = dict(hub="nobody/tiny", source="this test", parameters=0, config=dict(model_type=family, **SHAPE))
     monkeypatch.setattr(large, "public_shapes", lambda: {"tiny": shape})
     model, label = large.random_model("tiny", 1)
     assert label == "random weights, 1 of 2 layers" and len(model.model.layers) == 1

@@ -49,7 +49,7 @@ def random_model(name,   # of `public_shapes`, or a hub id among them
     config = public_config(name)
     whole, config.num_hidden_layers = config.num_hidden_layers, layers
     if not 1 <= layers <= whole: raise ValueError(f"layers={layers} is not between 1 and the {whole} layers of {name}")
-    config.layer_types = None
+    if getattr(config, "layer_types", None): config.layer_types = config.layer_types[:layers]
     with torch.device(device), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     source = torch.Generator(device).manual_seed(seed)
