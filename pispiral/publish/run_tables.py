@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import gmean, permutation_test
+from scipy.stats import gmean
 
 from ..evidence.records import SCHEMA, read_log
 from .figures import in_order
@@ -25,7 +25,7 @@ from ..verdict.compare import seed_table
 from ..verdict.gates import evaluate_gates, load_gates
 from ..verdict.observed import VARIANT, NotRun, Records, load_records
 from ..verdict.rules_diagnostic import variants_of
-from ..verdict.stats import flat_slope, holm, mcnemar_exact, mean_ci
+from ..verdict.stats import flat_slope, holm, mean_ci, paired_p
 
 # %% ../../nbs/6_publish/62b_run_tables.ipynb #9c923169
 __all__ = ["PHASE_COUNT", "Results", "open_results", "clear_winner", "niah_table", "niah_cells", "ruler_table",
@@ -85,14 +85,6 @@ def open_results(run_dir, # runs/<run_id>
     return Results(run, rec, evaluate_gates(folder, load_gates(gate_file)), done)
 
 # %% ../../nbs/6_publish/62b_run_tables.ipynb #d11344fd
-def _p_value(a, # scores of one label
-             b # scores of the other on the same items
-            ) -> float: # two-sided
-    "Paired test of two labels."
-    if np.isin([a, b], [0, 1]).all(): return mcnemar_exact(a, b)
-    return float(permutation_test((a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
-                                  n_resamples=1999, rng=np.random.default_rng(0)).pvalue)
-
 def clear_winner(rows, # items of one row of a table: pair, score and the label
                  by="mode", # name of the label's column
                  alpha=.05 # error over all its comparisons
@@ -104,7 +96,7 @@ def clear_winner(rows, # items of one row of a table: pair, score and the label
     for other in wide.columns.drop(best):
         both = wide[[best, other]].dropna()
         if both.empty or both[best].mean() <= both[other].mean(): return None
-        ps.append(_p_value(both[best].to_numpy(), both[other].to_numpy()))
+        ps.append(paired_p(both[best].to_numpy(), both[other].to_numpy()))
     return best if max(holm(ps)) < alpha else None
 
 # %% ../../nbs/6_publish/62b_run_tables.ipynb #6ad43512

@@ -106,10 +106,11 @@ def mcnemar_exact(a, # 0/1 scores of one mode
 
 def paired_p(a, # scores of one mode, in [0, 1]
              b # scores of the other on the same items
-            ) -> float: # two-sided p-value, 1 where no pair differs
+            ) -> float: # two-sided p-value, 1 where no pair differs or there is but one
     "McNemar's exact test on 0/1 scores, a permutation of signs on others."
     a, b = _pairs(a, b)
     if np.isin([a, b], [0, 1]).all() or (a == b).all(): return mcnemar_exact(a == 1, b == 1) if a.size else 1.
+    if a.size == 1: return 1.
     return float(stats.permutation_test((a, b), lambda x, y, axis: np.mean(x - y, axis=axis), n_resamples=1999,
                                         permutation_type="samples", rng=np.random.default_rng(0)).pvalue)
 
