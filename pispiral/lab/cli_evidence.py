@@ -25,8 +25,9 @@ def _show(frame, title):
     from rich.console import Console
     from rich.table import Table
     table = Table(*map(str, frame.columns), title=title)
-    text = lambda v: "" if v is None or v != v else f"{v:.3g}" if isinstance(v, float) else str(v)
-    for row in frame.astype(object).itertuples(index=False): table.add_row(*map(text, row))
+    text = lambda v: "" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v)
+    plain = frame.astype(object).where(frame.notna(), None)
+    for row in plain.itertuples(index=False): table.add_row(*map(text, row))
     Console(force_jupyter=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 def _records(run_id):

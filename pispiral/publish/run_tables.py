@@ -23,7 +23,7 @@ from ..tasks.ruler import RULER
 from ..verdict.ablations import ablation_table as ranking
 from ..verdict.compare import seed_table
 from ..verdict.gates import evaluate_gates, load_gates
-from ..verdict.observed import VARIANT, NotRun, Records, load_records
+from ..verdict.observed import PAIR, VARIANT, NotRun, Records, load_records
 from ..verdict.rules_diagnostic import variants_of
 from ..verdict.stats import flat_slope, holm, mean_ci, paired_p
 
@@ -111,6 +111,8 @@ def main_rows(rec # records
     for name in ("irrational", "hybrid_K"):
         if (own := rec.profile.get(name)) is not None: rows = rows[rows[name].isna() | (rows[name] == own)]
     for name in ("haystack", "model"): rows[name] = rows[name].fillna("not recorded")
+    held = [json.loads(p)[PAIR.index("quantize")] for p in rows.pair] # other weights are another model
+    rows["model"] += [f" in {q}" if q else "" for q in held]
     return rows
 
 def _scores(rows, # items
