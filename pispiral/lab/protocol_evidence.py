@@ -116,7 +116,7 @@ def text_losses(model, arms, # {label: Setting}
     "Mean loss of each block of each text under each setting; what the log holds is not read again."
     def key(s, ids): # 16 hex digits
         return digest(["loss", s.model, s.code.model_dump(), s.window, s.sinks, s.dtype, s.device.split(":")[0], s.chunk,
-                       width, digest(np.asarray(ids).tolist())])
+                       width, digest(np.asarray(ids).tolist()), *([s.attractor] if s.attractor else [])])
     wanted = [(label, s, name, ids, key(s, ids)) for label, s in arms.items() for name, ids in texts.items()]
     with Log(folder/"losses.jsonl") as log:
         known = {r["key"]: r for r in read_log(folder/"losses.jsonl")}

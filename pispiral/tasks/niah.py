@@ -24,16 +24,19 @@ def niah_item(tok, # a transformers tokenizer
               depth:float, # where the needle stands, 0 (start of the haystack) to 1 (its end)
               seed:int, # of key, value and haystack
               haystack:str="repeat", # one of `HAYSTACKS`
-              value:str="number" # one of `VALUES`
+              value:str="number", # one of `VALUES`
+              form:str=None # the needle's sentence, with {k} and {v}; RULER's if None
              ): # Item
     "A single-needle item: RULER's niah_single with an exact length and a chosen depth."
     one_of(value, VALUES, "a kind of value", "value")
-    rng = item_rng("niah", seed, haystack, value, length, f"{depth:.6f}")
+    if form and not ("{k}" in form and "{v}" in form): raise ValueError(f"form={form!r} does not hold both {{k}} and {{v}}")
+    rng = item_rng("niah", seed, haystack, value, length, f"{depth:.6f}", *([form] if form else []))
     key, text = draw_key(rng), draw_value(rng, value)
     hay = make_haystack(haystack, tok, seed, value, avoid=(key, text))
     intro, question, answer = (t.format(v=value, k=key) for t in (_INTRO, _QUESTION, _ANSWER))
-    return Item(task="niah", seed=seed, expected=(text,),
-                **assemble(tok, intro, hay, needle(key, text, value), depth, question, answer, length, MAX_NEW[value]))
+    hidden = form.format(k=key, v=text) if form else needle(key, text, value)
+    return Item(task="niah", seed=seed, expected=(text,), source=form,
+                **assemble(tok, intro, hay, hidden, depth, question, answer, length, MAX_NEW[value]))
 
 # %% ../../nbs/2_tasks/23_niah.ipynb #6a9ebee9
 def depth_grid(n:int=5, # how many depths
