@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from ..deadline import Watch
 from ..encoding.positions import POSITIONS, CodeConfig, code_config
 from ..errors import one_of
 from .memory import free_memory, memory_parts, out_of_memory, unfit
@@ -240,7 +241,7 @@ def evaluate(model,      # a loaded transformers model; its position code is set
              memory=None,# {mode: its attractor's folder or name, or None}
              cap_gib=None# of memory that this process may hold
             ):           # item records of the questions that could be asked, in the order asked for
-    "Ask every question that no log answers yet, and write items, metrics and what was skipped."
+    "Ask every question that no log answers yet, and write items, metrics and what was skipped; OutOfTime if some are left."
     from pispiral.model.loading import set_attractor, set_code
     from pispiral.model.stream import reading_order
     eos = {i for i in (tok.eos_token_id, *_listed(model.generation_config.eos_token_id)) if i is not None}
@@ -258,7 +259,7 @@ def evaluate(model,      # a loaded transformers model; its position code is set
                    for mode in dict.fromkeys(m for m, _ in todo.values())}
         orders = {mode: reading_order([it.ids for _, it in its], settings[mode].chunk) for mode, its in by_mode.items()}
         total = sum(len(by_mode[mode][i][1].ids) - start for mode, order in orders.items() for i, start in order)
-        progress = Progress(total, f"{len(todo)} items")
+        progress, watch = Progress(total, f"{len(todo)} items"), Watch()
         for mode, its in by_mode.items():
             setting = settings[mode]
             set_code(model, setting.code, setting.window, setting.sinks, setting.backend)
@@ -267,7 +268,7 @@ def evaluate(model,      # a loaded transformers model; its position code is set
             starts = dict(orders[mode])
             begin = time.perf_counter()
             budgets = [it.max_new for _, it in its]
-            for i, out, chunk, why in _ask(model, prompts, budgets, eos, drafts, setting.chunk, share, progress):
+            for i, out, chunk, why in watch(_ask(model, prompts, budgets, eos, drafts, setting.chunk, share, progress)):
                 key, item = its[i]
                 if why:
                     lost[key] = _skipped(item, setting, why)
@@ -282,6 +283,7 @@ def evaluate(model,      # a loaded transformers model; its position code is set
     if lost or skip_path.exists(): write_log(skip_path, [*others_lost, *lost.values()])
     records = [known[key] for key in wanted if key in known]
     _add_metrics(Path(folder)/"metrics.jsonl", metrics(records))
+    watch.stop_if(sum(key not in known and key not in lost for key in wanted), f"of {len(wanted)} questions")
     return records
 
 def _listed(x): return x if isinstance(x, (list, tuple)) else [x]

@@ -20,12 +20,14 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
     "A killed run goes on with the same command.")
 
 def _one_line_errors(command):
-    "Answer bad input in one line with exit code 2, a failed phase with 1, Ctrl-C with 130."
+    "Answer bad input in one line with exit code 2, a failed phase with 1, a session out of time with 3, Ctrl-C with 130."
+    from pispiral.deadline import OutOfTime
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         try: return command(*args, **kwargs)
         except ValueError as e: code, text = 2, str(e)
         except (RuntimeError, OSError) as e: code, text = 1, str(e)
+        except OutOfTime as e: code, text = 3, f"{e}; the same command goes on from here"
         except KeyboardInterrupt: code, text = 130, "stopped; the same command goes on from here"
         typer.echo(f"pispiral: {' '.join(text.split())}", err=True)
         raise typer.Exit(code)
@@ -79,7 +81,8 @@ def run_command(
     again: Annotated[bool, typer.Option(help="Run phases again that are done; answered items are kept.")] = False):
     """Run the plan's phases in order, each as an executed notebook under `runs/`.
 
-    Items that are answered are never asked again, so a killed run goes on with the same command.
+    Items that are answered are never asked again, so a killed run goes on with the same command. With `--set max_hours=8`
+    it stops by itself after so many hours, between two items, with exit code 3.
     """
     from pispiral.lab.profiles import load_profile, parse_settings
     from pispiral.lab.runner import check_run, parse_phases, run, run_name
@@ -126,10 +129,12 @@ def status(run_id: Run = "demo"):
     from rich.table import Table
     from pispiral.lab.runner import find_run, run_status
     table = Table("phase", "state", "items", "seconds", "not run", title=f"run {run_id!r}")
-    for r in run_status(find_run(run_id)):
+    for r in (rows := run_status(find_run(run_id))):
         seconds = "" if r["seconds"] is None else f"{r['seconds']:.0f}"
         table.add_row(f"{r['phase']} {r['title']}", r["state"], str(r["items"] or ""), seconds, str(r["not_run"] or ""))
     Console().print(table)
+    for r in rows:
+        if r["left"]: typer.echo(f"phase {r['phase']} stopped as its session's time was over: {r['left']}")
 
 @app.command()
 @_one_line_errors

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['PHASES', 'ORDER', 'BEYOND', 'PARAMETERS', 'phase_notebook', 'runs_dir', 'figures_dir', 'run_name', 'check_run',
-           'check_model', 'open_run', 'find_run', 'run_rates', 'Phase', 'open_phase', 'phase_done', 'run_status',
-           'parse_phases', 'run']
+           'check_model', 'open_run', 'find_run', 'run_rates', 'Phase', 'open_phase', 'phase_done', 'phase_left',
+           'run_status', 'parse_phases', 'run']
 
 # %% ../../nbs/7_lab/73_runner.ipynb #df44fbdd
 import contextlib, json, os, subprocess, sys, threading, time
 from pathlib import Path
 
+from ..deadline import OutOfTime, begin, end_cleanly, left, session
 from ..errors import one_of
 from ..evidence.records import (SCHEMA, Log, commit, digest, hardware, read_log, scrub, versions,
                                        write_json)
 from ..files import write_text
-from .profiles import Profile, load_profile, profile_names, repository
+from .profiles import SESSION, Profile, load_profile, profile_names, repository
 from ..verdict.gates import evaluate_gates, gate_table, load_gates
 
 # %% ../../nbs/7_lab/73_runner.ipynb #6163849c
@@ -38,7 +39,8 @@ def figures_dir(folder): # path
 # %% ../../nbs/7_lab/73_runner.ipynb #bad10987
 def run_name(profile:str, overrides:dict): # str
     "The default name of a run: its profile's, and a short hash of its overrides if there are any."
-    return profile if not overrides else f"{profile}-{digest(overrides)[:6]}"
+    changed = {k: v for k, v in overrides.items() if k not in SESSION}
+    return f"{profile}-{digest(changed)[:6]}" if changed else profile
 
 def _checked_name(run_id):
     if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
@@ -49,7 +51,7 @@ def _checked_name(run_id):
 def check_run(profile:Profile, run_id:str): # the folder `runs/<run_id>`, which need not exist
     "ValueError if `runs/<run_id>` belongs to another configuration or is something else; nothing is written."
     folder = runs_dir()/_checked_name(run_id)
-    path, now = folder/"run.json", profile.model_dump()
+    path, now = folder/"run.json", profile.model_dump(exclude=SESSION)
     if path.exists():
         then = json.loads(path.read_text())["profile"]
         differ = [f"{k}: {then.get(k)!r} there, {now.get(k)!r} here"
@@ -99,7 +101,7 @@ def open_run(profile:Profile, run_id:str): # the run's folder
     from pispiral.tasks.assets import ASSETS
     from pispiral.lab.protocol import settings
     setting = settings(profile, ["rope"])["rope"]
-    made_with = dict(schema=SCHEMA, run_id=run_id, profile=profile.model_dump(), seed=profile.seed, versions=versions(),
+    made_with = dict(schema=SCHEMA, run_id=run_id, profile=profile.model_dump(exclude=SESSION), seed=profile.seed, versions=versions(),
                      commit=commit(repository()), hardware=hardware(),
                      assets={k: a.sha256 for k, a in ASSETS.items()},
                      engine=dict(device=setting.device, dtype=setting.dtype, attn_backend=setting.backend))
@@ -114,7 +116,7 @@ def find_run(run_id): # the folder
 
 # %% ../../nbs/7_lab/73_runner.ipynb #6e6b1fe1
 PARAMETERS = ("profile", "run_id", "pos", "hybrid_K", "target_length", "window", "alpha_policy", "irrational", "spiral",
-              "blend", "inject_layers", "model")
+              "blend", "inject_layers", "model", "max_hours")
 
 def _parameters(namespace):
     "The parameters among a notebook's variables; ValueError on one that is none."
@@ -125,7 +127,7 @@ def _parameters(namespace):
 
 def _overrides(parameters):
     "What parameters change in the profile. A code chosen by `pos` is compared with the core modes' baseline, RoPE."
-    out = {k: v for k, v in parameters.items() if k not in ("profile", "run_id", "pos") and v is not None}
+    out = {k: v for k, v in parameters.items() if k not in ("profile", "run_id", "pos", *SESSION) and v is not None}
     if (pos := parameters.get("pos")) is not None:
         modes = list(dict.fromkeys(["rope", pos]))
         out |= dict(modes=modes, core_modes=modes, sanity_modes=modes)
@@ -178,6 +180,11 @@ class Phase:
         self.result["not_run"].append(dict(what=what, why=why))
         print("not run:", what, "—", why)
 
+    def stopped(self, error): # an OutOfTime
+        "Write result.json of a phase that its session had no time to finish."
+        write_json(self.folder/"result.json", {**self.result, "status": "stopped", "left": f"{error}, and what the phase does after them"})
+        print(f"stopped: {error}; what is done is kept, and the next session goes on from it")
+
     def finish(self, **more): # DataFrame of this phase's gates
         "Write result.json, the last thing a phase does, and show its gates."
         from pispiral.evidence.evaluate import skipped_summary
@@ -198,6 +205,7 @@ def open_phase(number:int,    # 0 to 10
     given = _parameters(namespace)
     name, run_id = given.get("profile", "smoke"), given.get("run_id")
     overrides = _overrides(given)
+    hours = load_profile(name, {k: given[k] for k in SESSION if given.get(k) is not None}).max_hours
     path = runs_dir()/_checked_name(run_id or run_name(name, overrides))/"run.json"
     if not overrides and path.exists(): # the run knows its own configuration
         profile = Profile(**json.loads(path.read_text())["profile"])
@@ -213,8 +221,11 @@ def open_phase(number:int,    # 0 to 10
     os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+png")
     seed_everything(profile.seed)
     enforce_cap(profile.memory_cap_gib, best_device() if profile.device == "auto" else profile.device)
+    begin(hours)
+    phase = Phase(number, profile, folder)
+    end_cleanly(phase.stopped)
     print(f"phase {number} ({PHASES[number]}) of run {folder.name!r}, profile {profile.name!r}: {profile.machine}")
-    return Phase(number, profile, folder)
+    return phase
 
 # %% ../../nbs/7_lab/73_runner.ipynb #b3101b74
 def phase_done(folder, n): # bool
@@ -224,6 +235,12 @@ def phase_done(folder, n): # bool
     except (OSError, ValueError): return False
     return done and not (sub/"running").exists() and not (sub/"failed.txt").exists()
 
+def phase_left(folder, n): # text, or None
+    "What phase `n` had left when its session's time was over."
+    try: result = json.loads((folder/f"phase_{n:02d}"/"result.json").read_text())
+    except (OSError, ValueError): return None
+    return result["left"] if result["status"] == "stopped" else None
+
 def run_status(folder): # list of dicts, one a phase
     "How far each phase of a run is."
     out = []
@@ -231,9 +248,10 @@ def run_status(folder): # list of dicts, one a phase
         sub = folder/f"phase_{n:02d}"
         result = json.loads((sub/"result.json").read_text()) if phase_done(folder, n) else {}
         items = len(read_log(sub/"items.jsonl"))
-        state = "done" if result else "failed" if (sub/"failed.txt").exists() else "begun" if sub.exists() else "to do"
+        state = "done" if result else "failed" if (sub/"failed.txt").exists() else "stopped" if phase_left(folder, n) else \
+            "begun" if sub.exists() else "to do"
         out.append(dict(phase=n, title=PHASES[n], state=state, items=items, seconds=result.get("seconds"),
-                        not_run=len(result.get("not_run", []))))
+                        not_run=len(result.get("not_run", [])), left=phase_left(folder, n)))
     return out
 
 # %% ../../nbs/7_lab/73_runner.ipynb #757832ea
@@ -292,6 +310,7 @@ def _execute(n, profile_name, folder):
         for path in (out, sub/"stdout.log"):
             if path.exists(): write_text(path, scrub(path.read_text(), root))
     (sub/"running").unlink(missing_ok=True)
+    if what := phase_left(folder, n): raise OutOfTime(f"phase {n} ({PHASES[n]}) stopped as its session's time was over: {what}")
     if failure is None and not phase_done(folder, n): failure = "it ended without writing result.json"
     if failure:
         write_text(sub/"failed.txt", scrub(failure, root) + "\n")
@@ -318,15 +337,16 @@ def run(profile:Profile, # its configuration
        ):                # the run's folder
     "Execute phases in order, skipping what is done; a killed run goes on where it was."
     folder = open_run(profile, run_id)
-    with Log(folder/".lock"): # one runner a run
+    with Log(folder/".lock"), session(profile.max_hours): # one runner a run
         for n in phases or ORDER:
             if phase_done(folder, n) and not again and not (n == 10 and _outdated(folder)):
                 print(f"phase {n:2d} {PHASES[n]:<12} done already", flush=True)
                 continue
-            begin = time.time()
+            if left() <= 0: raise OutOfTime(f"the session's time was over before phase {n} ({PHASES[n]}) was begun")
+            start = time.time()
             print(f"phase {n:2d} {PHASES[n]:<12} …", flush=True)
             _execute(n, profile.name, folder)
-            print(f"phase {n:2d} {PHASES[n]:<12} done in {time.time() - begin:.0f} s", flush=True)
+            print(f"phase {n:2d} {PHASES[n]:<12} done in {time.time() - start:.0f} s", flush=True)
     return folder
 
 def _outdated(folder):
