@@ -8,7 +8,7 @@ __all__ = ['PHASES', 'ORDER', 'BEYOND', 'PARAMETERS', 'phase_notebook', 'runs_di
            'run_status', 'parse_phases', 'run']
 
 # %% ../../nbs/7_lab/73_runner.ipynb #df44fbdd
-import contextlib, json, os, subprocess, sys, threading, time
+import contextlib, json, os, re, subprocess, sys, threading, time
 from pathlib import Path
 
 from ..deadline import OutOfTime, begin, end_cleanly, left, session
@@ -43,9 +43,9 @@ def run_name(profile:str, overrides:dict): # str
     return f"{profile}-{digest(changed)[:6]}" if changed else profile
 
 def _checked_name(run_id):
-    if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(run_id)):
         raise ValueError(f"run_id={run_id!r} is not the name of a folder in runs/: "
-                         "letters, digits, '-', '_' and '.' inside")
+                         "up to a hundred letters, digits, '-', '_' and '.', the first a letter or digit")
     return run_id
 
 def check_run(profile:Profile, run_id:str): # the folder `runs/<run_id>`, which need not exist
@@ -313,7 +313,8 @@ def _execute(n, profile_name, folder):
     if what := phase_left(folder, n): raise OutOfTime(f"phase {n} ({PHASES[n]}) stopped as its session's time was over: {what}")
     if failure is None and not phase_done(folder, n): failure = "it ended without writing result.json"
     if failure:
-        write_text(sub/"failed.txt", scrub(failure, root) + "\n")
+        failure = scrub(failure, root)
+        write_text(sub/"failed.txt", failure + "\n")
         raise RuntimeError(f"phase {n} ({PHASES[n]}) failed: {failure}; "
                            f"see runs/{folder.name}/phase_{n:02d}/executed.ipynb")
 
