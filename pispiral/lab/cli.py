@@ -45,7 +45,7 @@ def _say_plan(profile, folder_name, phases):
     from pispiral.lab.runner import PHASES, check_model, run_rates, runs_dir
     from pispiral.model.loading import resolve
     shape = check_model(profile)
-    rows, notes = plan_report(profile, AutoTokenizer.from_pretrained(resolve(profile.model)), shape,
+    rows, notes = plan_report(profile, AutoTokenizer.from_pretrained(resolve(profile.model), trust_remote_code=False), shape,
                               run_rates(runs_dir()/folder_name, shape, profile), phases)
     table = Table("phase", "what", "questions", "tokens to read", "about", "peak memory",
                   title=f"run {folder_name!r}, profile {profile.name!r}")

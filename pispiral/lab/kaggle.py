@@ -104,7 +104,7 @@ def _slug(run_id, n, session):
     slug = lambda run: "-".join([*words(run), *[str(session)]*(session > 1)])
     return slug(run_id) if len(slug(run_id)) <= 50 else slug(digest(run_id))
 
-_HANDLE = re.compile(r"[\w-]+/[\w.-]+/[\w-]+/[\w.-]+/\d+")
+_HANDLE = re.compile(r"[\w-]+/\w[\w.-]*/[\w-]+/\w[\w.-]*/\d+")
 
 def _hub_models(profile, n, models): # hub ids that the phase needs and nobody has attached
     "Models on a hub; ValueError on a handle that is none."

@@ -6,7 +6,7 @@
 __all__ = ['SESSION', 'POLICIES', 'repository', 'profile_names', 'Profile', 'load_profile', 'parse_settings']
 
 # %% ../../nbs/7_lab/71_profiles.ipynb #f436c1a5
-import os
+import os, reprlib
 from itertools import combinations
 from pathlib import Path
 
@@ -279,7 +279,7 @@ def _check_device(device):
 
 def _one_line(error):
     "pydantic's complaints in one line."
-    where = lambda e: f"{'.'.join(map(str, e['loc']))}={e['input']!r}: " if e["loc"] else ""
+    where = lambda e: f"{'.'.join(map(str, e['loc']))}={reprlib.repr(e['input'])}: " if e["loc"] else ""
     return "; ".join(where(e) + e["msg"].removeprefix("Value error, ") for e in error.errors())
 
 def load_profile(name:str="demo",  # a profile's name
@@ -305,5 +305,5 @@ def parse_settings(pairs # ["key=value", …]
         key, eq, value = pair.partition("=")
         if not eq: raise ValueError(f"{pair!r} is not of the form key=value")
         try: out[one_of(key.strip(), Profile.model_fields, "a key of a profile")] = yaml.safe_load(value)
-        except yaml.YAMLError: raise ValueError(f"{key}={value!r}: the value is not YAML") from None
+        except (yaml.YAMLError, RecursionError): raise ValueError(f"{key}={reprlib.repr(value)}: the value is not YAML") from None
     return out

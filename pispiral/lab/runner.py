@@ -46,7 +46,7 @@ def _checked_name(run_id):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(run_id)):
         raise ValueError(f"run_id={run_id!r} is not the name of a folder in runs/: "
                          "up to a hundred letters, digits, '-', '_' and '.', the first a letter or digit")
-    return run_id
+    return str(run_id)
 
 def check_run(profile:Profile, run_id:str): # the folder `runs/<run_id>`, which need not exist
     "ValueError if `runs/<run_id>` belongs to another configuration or is something else; nothing is written."
@@ -81,12 +81,13 @@ def check_model(profile:Profile): # Shape of the profile's model
         raise ValueError(f"native_length={profile.native_length} is not {profile.model}'s: "
                          f"its config says {config.max_position_embeddings}")
     for s in modes.values(): make_code(s.code, config)
-    sanity_questions(AutoTokenizer.from_pretrained(where), profile)
     shape = Shape.of(config)
     longest = max((*profile.short_lengths, *profile.long_lengths))
     needs = memory_parts(shape, longest, setting.dtype, profile.chunk, profile.window).total
     if needs > BEYOND: # what merely this machine cannot hold is skipped when its turn comes, and says so
         raise ValueError(f"length={longest} does not fit: it needs {needs/2**40:.0f} TiB of memory, more than any machine has")
+    one_each = profile.model_copy(update=dict(seeds=1, qa_items=min(1, profile.qa_items)))
+    sanity_questions(AutoTokenizer.from_pretrained(where, trust_remote_code=False), one_each)
     check_codes(profile)
     return shape
 
@@ -129,7 +130,7 @@ def _overrides(parameters):
     "What parameters change in the profile. A code chosen by `pos` is compared with the core modes' baseline, RoPE."
     out = {k: v for k, v in parameters.items() if k not in ("profile", "run_id", "pos", *SESSION) and v is not None}
     if (pos := parameters.get("pos")) is not None:
-        modes = list(dict.fromkeys(["rope", pos]))
+        modes = ["rope", *[pos]*(pos != "rope")]
         out |= dict(modes=modes, core_modes=modes, sanity_modes=modes)
     return out
 
