@@ -203,3 +203,10 @@ def test_a_phase_that_shows_its_token_keeps_none(runs, tmp_path, monkeypatch, cl
     kept = [p for p in runs.rglob("*") if p.is_file()]
     assert {"executed.ipynb", "stdout.log", "failed.txt"} <= {p.name for p in kept}
     for p in kept: assert SECRET not in p.read_text(errors="replace"), p.name
+
+
+def test_every_pin_has_its_sums():
+    text = re.sub(r"^#.*\n", "", (ROOT/"requirements.lock").read_text(), flags=re.M).replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) > 100 and all(re.match(r"[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    assert "torch==2.13.0" in (ROOT/"Makefile").read_text() and not any(line.startswith("torch==") for line in lines)

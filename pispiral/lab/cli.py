@@ -255,4 +255,4 @@ def assets():
     typer.echo(f"{len(prose())} works, {sum(map(len, prose()))/1e6:.1f} million characters")
 
 # %% ../../nbs/7_lab/74_cli.ipynb #7c1e55a1
-from . import cli_evidence, cli_kaggle, cli_publish
+from . import cli_evidence, cli_kaggle, cli_publish, cli_scale
