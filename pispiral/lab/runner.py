@@ -16,7 +16,6 @@ from ..evidence.records import (SCHEMA, Log, commit, digest, hardware, read_log,
                                        write_json)
 from ..files import write_text
 from .profiles import Profile, load_profile, profile_names, repository
-from ..verdict.gates import evaluate_gates, gate_table, load_gates
 
 # %% ../../nbs/7_lab/73_runner.ipynb #6163849c
 PHASES = {0: "setup", 1: "module", 2: "sanity", 3: "core", 4: "medium", 5: "heavy", 6: "ablations", 7: "diagnostics",
@@ -181,6 +180,7 @@ class Phase:
     def finish(self, **more): # DataFrame of this phase's gates
         "Write result.json, the last thing a phase does, and show its gates."
         from pispiral.evidence.evaluate import skipped_summary
+        from pispiral.verdict.gates import evaluate_gates, gate_table, load_gates # statsmodels: a second that `status` spares
         for what, why in skipped_summary(self.folder): self.not_run(what, why)
         write = lambda status, gates: write_json(self.folder/"result.json", {
             **self.result, **more, "status": status, "seconds": round(time.time() - self.begin, 1),
