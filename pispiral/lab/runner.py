@@ -12,6 +12,7 @@ import contextlib, json, os, subprocess, sys, threading, time
 from pathlib import Path
 
 from ..errors import one_of
+from ..evidence.ledger import add_notebook, begin_ledger, keep_ledger
 from ..evidence.records import (SCHEMA, Log, commit, digest, hardware, read_log, scrub, versions,
                                        write_json)
 from ..files import write_text
@@ -148,6 +149,7 @@ class Phase:
         self.number, self.profile, self.run, self.begin = number, profile, folder, time.time()
         self.folder = folder/f"phase_{number:02d}"
         self.folder.mkdir(exist_ok=True)
+        begin_ledger(self.folder)
         self.figures = figures_dir(folder)
         self.result = dict(phase=number, title=PHASES[number], status="done", checks={}, not_run=[])
         (self.folder/"result.json").unlink(missing_ok=True)
@@ -189,6 +191,7 @@ class Phase:
         gates = evaluate_gates(self.run, load_gates(repository()/"nbs"/"profiles"/"pass_gates.yaml"),
                                phases=None if self.number == 10 else [self.number])
         write("done", gates)
+        keep_ledger(self.folder)
         return gate_table(gates)
 
 def open_phase(number:int,    # 0 to 10
@@ -275,7 +278,7 @@ def _execute(n, profile_name, folder):
     if "PISPIRAL_RUNS" in os.environ: os.environ["PISPIRAL_RUNS"] = str(runs_dir())
     ticker = _Ticker(progress, f"phase {n}")
     ticker.start()
-    failure = None
+    failure, begin = None, time.time()
     try:
         with open(sub/"stdout.log", "w") as log, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -291,6 +294,7 @@ def _execute(n, profile_name, folder):
         os.environ.pop("PISPIRAL_PROGRESS")
         for path in (out, sub/"stdout.log"):
             if path.exists(): write_text(path, scrub(path.read_text(), root))
+    add_notebook(sub, time.time() - begin)
     (sub/"running").unlink(missing_ok=True)
     if failure is None and not phase_done(folder, n): failure = "it ended without writing result.json"
     if failure:

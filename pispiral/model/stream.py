@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from ..ledger import spent
+
 # %% ../../nbs/3_model/33_stream.ipynb #1e55d7a1
 class _ReservedLayer(DynamicLayer):
     "A `DynamicLayer` whose keys and values are views of a larger buffer."
@@ -112,6 +114,7 @@ def new_cache(model,     # the model that will fill it; its window decides wheth
 # %% ../../nbs/3_model/33_stream.ipynb #6a05b29d
 CHUNK = 512 # tokens a forward pass reads during prefill
 
+@spent("prefill")
 def prefill(model,
             ids,            # [n] the whole prompt, int
             cache,          # what is in it already stands for the first tokens of `ids`
@@ -148,6 +151,7 @@ def _guess(out, prompt, draft): # token ids
     tries = ((out, 3), (draft, 1), (prompt, 3), (prompt, 2))
     return next((g for text, n in tries if len(out) >= n and (g := _after(text, out[-n:]))), [])
 
+@spent("decode")
 def greedy(model,
            logits,         # [vocab] after the prompt
            cache,          # holds the prompt; the answer is appended
