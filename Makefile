@@ -37,9 +37,19 @@ test: $(VENV)/.installed
 	PISPIRAL_RUNS=$(CURDIR)/.cache/test-runs OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --pause 0 --skip_folder_re '^(phases|[_.])'
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-# Speeds as ratios against peers, measured side by side: runs/bench/bench.json and bench.md.
+# lm-evaluation-harness, a peer of the bench, in an environment of its own that borrows torch and transformers from .venv.
+.venv-bench/.installed: $(VENV)/.installed
+	$(BIN)/python -m venv .venv-bench
+	$(BIN)/python -c 'import pathlib, site, sys; [f] = pathlib.Path(".venv-bench").glob("lib/*/site-packages"); (f/"base.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in site.getsitepackages()) + sys.argv[1] + "\n")' "$(CURDIR)"
+	.venv-bench/bin/python -m pip install -q --no-compile --disable-pip-version-check 'lm_eval[hf]==0.4.13'
+	touch $@
+
+# Speeds as ratios against peers, measured side by side: runs/bench/bench.json and bench.md. Without the harness (no
+# network) its case is left out and named. BENCH='--repeats 1 --case rotation' is a quick look.
 bench: $(VENV)/.installed
-	pispiral bench
+	-$(MAKE) .venv-bench/.installed
+	pispiral assets
+	pispiral bench $(BENCH)
 
 lab: $(VENV)/.installed
 	cd nbs && jupyter lab --ip=127.0.0.1
@@ -51,4 +61,4 @@ readme: $(VENV)/.installed
 	$(BIN)/python tests/drift.py --write-readme
 
 clean:
-	rm -rf $(VENV) .cache *.egg-info
+	rm -rf $(VENV) .venv-bench .cache *.egg-info

@@ -18,9 +18,12 @@ from tqdm.auto import tqdm
 from ..deadline import Watch
 from ..encoding.positions import POSITIONS, CodeConfig, code_config
 from ..errors import one_of
+from ..ledger import settled, spent
+from .ledger import EVERY, keep_ledger
 from .memory import free_memory, memory_parts, out_of_memory, unfit
 from .profiling import Rates, Shape, reading_work, seconds_for
 from .records import Log, digest, read_log, write_json, write_log
+from .twins import twins
 from ..tasks.items import Item, token_ids
 from ..tasks.scoring import score
 
@@ -79,6 +82,7 @@ def memory_of(attractor # as `attractor_name` writes it, or None
     name = attractor.partition("@")[0]
     return dict(attractor=True, checkpoint=attractor, alpha_policy=read_adapters(checkpoint(name))[0]["config"]["alpha_policy"])
 
+@spent("score")
 def item_record(item:Item, setting:Setting, answer:str, seconds:float, tokens_read:int): # dict, a line of items.jsonl
     "Everything worth keeping about one answered item; `source`, `cut` and `wraps` where they say something."
     said = {k: v for k in ("source", "cut", "wraps") if (v := getattr(item, k))}
@@ -231,6 +235,7 @@ def _ask(model, prompts, max_new, eos, drafts, chunk, share, tick):
             yield i, *(failed or _once_more(model, prompts[i], max_new[i], eos, drafts[i], chunk))
 
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #3cb5564f
+@settled()
 def evaluate(model,      # a loaded transformers model; its position code is set here, mode by mode
              tok,        # its tokenizer
              questions,  # [(mode label, Item)]
@@ -255,7 +260,8 @@ def evaluate(model,      # a loaded transformers model; its position code is set
             if why := _too_large(model, item, settings[mode], cap_gib):
                 lost[key] = _skipped(item, settings[mode], why)
                 del todo[key]
-        by_mode = {mode: [(k, it) for k, (m, it) in todo.items() if m == mode]
+        same = twins(todo, known, settings, model.config)
+        by_mode = {mode: [(k, it) for k, (m, it) in todo.items() if m == mode and k not in same]
                    for mode in dict.fromkeys(m for m, _ in todo.values())}
         orders = {mode: reading_order([it.ids for _, it in its], settings[mode].chunk) for mode, its in by_mode.items()}
         total = sum(len(by_mode[mode][i][1].ids) - start for mode, order in orders.items() for i, start in order)
@@ -277,7 +283,12 @@ def evaluate(model,      # a loaded transformers model; its position code is set
                 text = tok.decode(out, skip_special_tokens=True)
                 known[key] = {**item_record(item, setting, text, now - begin, len(item.ids) - starts[i]*share), "chunk": chunk}
                 log.append(known[key])
+                keep_ledger(folder, EVERY)
                 begin = now
+        for key, twin in same.items():
+            mode, item = todo[key]
+            if twin in known: log.append(known.setdefault(key, _taken_over(item, settings[mode], known[twin])))
+            else: lost[key] = _skipped(item, settings[mode], lost[twin]["why"])
         progress.bar.close()
     others_lost = [r for r in read_log(skip_path) if r["key"] not in wanted] # of another call in this phase
     if lost or skip_path.exists(): write_log(skip_path, [*others_lost, *lost.values()])
@@ -285,5 +296,9 @@ def evaluate(model,      # a loaded transformers model; its position code is set
     _add_metrics(Path(folder)/"metrics.jsonl", metrics(records))
     watch.stop_if(sum(key not in known and key not in lost for key in wanted), f"of {len(wanted)} questions")
     return records
+
+def _taken_over(item, setting, twin):
+    "The record of a question whose twin has been answered."
+    return {**item_record(item, setting, twin["answer"], 0., 0), "chunk": twin["chunk"], "same_as": twin["key"]}
 
 def _listed(x): return x if isinstance(x, (list, tuple)) else [x]

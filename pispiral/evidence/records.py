@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..files import write_text
+from ..ledger import spent
 
 # %% ../../nbs/4_evidence/41_records.ipynb #49de40a4
 def digest(what, # anything JSON can say
@@ -50,6 +51,7 @@ class Log:
         whole = self.file.read()
         if whole and not whole.endswith(b"\n"): self.file.truncate(whole.rfind(b"\n") + 1)
 
+    @spent("write")
     def append(self, record): # a dict
         "Add one record; when this returns it is on disk."
         self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")

@@ -17,6 +17,7 @@ from .memory import begin_peak, out_of_memory, peak_memory
 from .records import digest
 from ..deadline import Watch
 from ..files import write_text
+from ..ledger import spent
 from ..model.states import cache_size, load_cache, quantized_cache, save_cache
 from ..model.stream import CHUNK, new_cache
 from ..tasks.items import haystack
@@ -49,6 +50,7 @@ def add_row(path, row): # a dict with keys of `COLUMNS`
     write_text(path, out.getvalue())
 
 # %% ../../nbs/4_evidence/43a_streaming.ipynb #594720de
+@spent("prefill")
 def _feed(model, ids, start, end, cache, chunk, last, tick):
     "Read `ids[start:end]` into `cache`; mean loss of the `last` tokens, in nats, or None."
     losses = []

@@ -237,11 +237,11 @@ def nano(folder:Annotated[str, typer.Argument(help="Where models and their card 
 @app.command()
 @_one_line_errors
 def bench(case:Annotated[list[str], typer.Option(help="A group of cases; may be repeated. All of them unless told.")] = [],
-          repeats:Annotated[int, typer.Option(min=1, help="Pairs of measurements a case.")] = 7):
+          repeats:Annotated[int, typer.Option(min=1, help="Pairs of measurements a case; 1 is a quick look.")] = 5):
     "Time the package against what a user would take instead; runs/bench/bench.json and a table."
-    from pispiral.lab.bench import bench as measure, bench_markdown
+    from pispiral.lab.bench import bench as measure
     from pispiral.lab.runner import runs_dir
-    typer.echo(bench_markdown(measure(runs_dir()/"bench", case, repeats)))
+    typer.echo(measure(runs_dir()/"bench", case, repeats))
 
 @app.command()
 @_one_line_errors

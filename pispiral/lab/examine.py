@@ -117,7 +117,7 @@ def examine(model, tok, profile, attractor, # a loaded base model; the profile w
         for mode in ("rope", "attractor"):
             set_attractor(model, memory.get(mode))
             arm = how["attractor"]._replace(mode=mode, attractor=how[mode].attractor)
-            losses += text_losses(model, {mode: arm}, said, folder, text_length)
+            losses += text_losses(model, {mode: arm}, said, folder, text_length - 1)
         found = evaluate(model, tok, needle_questions(tok, lengths, seeds), how, folder, memory=memory)
     set_attractor(model, None)
     table, guard = needle_table(found), Guard(question_guard(answered)[1], prose_guard(losses)[1])

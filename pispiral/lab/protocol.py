@@ -24,6 +24,7 @@ from ..encoding.attractor import AttractorState, codes, recurrent
 from ..encoding.positions import make_code
 from ..encoding.spiral import IRRATIONALS, PiSpiralPositional, phase, xi
 from ..evidence.determinism import Check
+from ..ledger import expect
 from ..evidence.evaluate import WINDOWED, Setting, attractor_name, mode_code, plan
 from ..evidence.memory import memory_parts
 from ..evidence.profiling import Rates, Shape
@@ -207,7 +208,9 @@ def niah_plan(tok, profile, shape:Shape, rates:Rates): # Plan
     free = {(m, it.prompt_hash) for m, it in sanity_questions(tok, profile)}
     seconds = profile.minutes and profile.minutes*60
     spans = {m: s.window for m, s in settings(profile, [*profile.core_modes, *profile.modes]).items()}
-    return plan(niah_steps(tok, profile), shape, rates, seconds, profile.chunk, spans, free)
+    chosen = plan(niah_steps(tok, profile), shape, rates, seconds, profile.chunk, spans, free)
+    expect("needle sweep", chosen.seconds)
+    return chosen
 
 # %% ../../nbs/7_lab/72_protocol.ipynb #eb4b1534
 def _row(number, what, plan, shape, profile, setting):

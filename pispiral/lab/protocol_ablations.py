@@ -14,6 +14,7 @@ from ..encoding.positions import make_code
 from ..evidence.diagnostics import text_ids
 from ..evidence.evaluate import Setting, mode_code, plan
 from ..evidence.records import read_log
+from ..ledger import expect
 from .protocol import settings
 from .protocol_evidence import text_losses
 from ..tasks.niah import niah_item
@@ -101,7 +102,9 @@ def ablation_plan(tok, profile, variants, shape, rates, others): # Plan; others:
     known = {r["key"] for path in others for r in read_log(path)}
     free = {(m, it.prompt_hash) for step in steps for m, it in step if of[m].key(it) in known}
     budget = profile.ablation_minutes and profile.ablation_minutes*60
-    return plan(steps, shape, rates, budget, profile.chunk, {m: s.window for m, s in of.items()}, free)
+    chosen = plan(steps, shape, rates, budget, profile.chunk, {m: s.window for m, s in of.items()}, free)
+    expect("ablations", chosen.seconds)
+    return chosen
 
 # %% ../../nbs/7_lab/72e_protocol_ablations.ipynb #c8c7e5b7
 def guard_table(records, # of `evaluate`

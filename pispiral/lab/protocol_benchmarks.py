@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from ..errors import one_of
+from ..ledger import expect
 from ..evidence.determinism import Check
 from ..evidence.evaluate import evaluate, plan
 from ..evidence.profiling import Shape
@@ -108,6 +109,7 @@ def ask(phase,     # a `pispiral.lab.runner.Phase`
     print(f"{what}: {len(p.chosen)} questions, {p.tokens:,} tokens to read, about {p.seconds/60:.1f} min")
     for missing, why in questions.missing: phase.not_run(f"{what}: {missing}", why)
     if p.left_out: phase.not_run(f"{what}: {_in_words([p.left_out])}", f"beyond {minutes:g} minutes on this machine")
+    expect(what, p.seconds)
     with torch.inference_mode():
         return evaluate(model, tok, p.chosen, settings, phase.folder, phase.other_logs, memory=memory,
                         cap_gib=phase.profile.memory_cap_gib)

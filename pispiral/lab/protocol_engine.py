@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from ..encoding.positions import make_code
+from ..ledger import expect
 from ..evidence.determinism import Check
 from ..evidence.evaluate import WINDOWED, Progress, evaluate, mode_code, plan
 from ..evidence.memory import free_memory, large_plan, memory_parts, unfit
@@ -188,6 +189,7 @@ def ask_medium(phase, model, tok): # records
         lengths = ", ".join(f"{n:,}" for n in sorted({it.length for _, it in asked.left_out}))
         phase.not_run(f"{len(asked.left_out)} questions of the medium model, of {lengths} tokens",
                       f"beyond medium_minutes={p.medium_minutes:g} on this machine")
+    expect("medium needles", asked.seconds)
     return evaluate(model, tok, asked.chosen, how, phase.folder, phase.other_logs, cap_gib=p.memory_cap_gib)
 
 def ask_heavy(phase, model, tok): # records

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ..deadline import OutOfTime, begin, end_cleanly, left, session
 from ..errors import one_of
+from ..evidence.ledger import add_notebook, begin_ledger, keep_ledger
 from ..evidence.records import (SCHEMA, Log, commit, digest, hardware, read_log, scrub, versions,
                                        write_json)
 from ..files import write_text
 from .profiles import SESSION, Profile, load_profile, profile_names, repository
-from ..verdict.gates import evaluate_gates, gate_table, load_gates
 
 # %% ../../nbs/7_lab/73_runner.ipynb #6163849c
 PHASES = {0: "setup", 1: "module", 2: "sanity", 3: "core", 4: "medium", 5: "heavy", 6: "ablations", 7: "diagnostics",
@@ -152,6 +152,7 @@ class Phase:
         self.number, self.profile, self.run, self.begin = number, profile, folder, time.time()
         self.folder = folder/f"phase_{number:02d}"
         self.folder.mkdir(exist_ok=True)
+        begin_ledger(self.folder)
         self.figures = figures_dir(folder)
         self.result = dict(phase=number, title=PHASES[number], status="done", checks={}, not_run=[])
         (self.folder/"result.json").unlink(missing_ok=True)
@@ -184,11 +185,13 @@ class Phase:
     def stopped(self, error): # an OutOfTime
         "Write result.json of a phase that its session had no time to finish."
         write_json(self.folder/"result.json", {**self.result, "status": "stopped", "left": f"{error}, and what the phase does after them"})
+        keep_ledger(self.folder)
         print(f"stopped: {error}; what is done is kept, and the next session goes on from it")
 
     def finish(self, **more): # DataFrame of this phase's gates
         "Write result.json, the last thing a phase does, and show its gates."
         from pispiral.evidence.evaluate import skipped_summary
+        from pispiral.verdict.gates import evaluate_gates, gate_table, load_gates # statsmodels: a second that `status` spares
         for what, why in skipped_summary(self.folder): self.not_run(what, why)
         write = lambda status, gates: write_json(self.folder/"result.json", {
             **self.result, **more, "status": status, "seconds": round(time.time() - self.begin, 1),
@@ -197,6 +200,7 @@ class Phase:
         gates = evaluate_gates(self.run, load_gates(repository()/"nbs"/"profiles"/"pass_gates.yaml"),
                                phases=None if self.number == 10 else [self.number])
         write("done", gates)
+        keep_ledger(self.folder)
         return gate_table(gates)
 
 def open_phase(number:int,    # 0 to 10
@@ -294,7 +298,7 @@ def _execute(n, profile_name, folder):
     if "PISPIRAL_RUNS" in os.environ: os.environ["PISPIRAL_RUNS"] = str(runs_dir())
     ticker = _Ticker(progress, f"phase {n}")
     ticker.start()
-    failure = None
+    failure, begin = None, time.time()
     try:
         with open(sub/"stdout.log", "w") as log, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -310,6 +314,7 @@ def _execute(n, profile_name, folder):
         os.environ.pop("PISPIRAL_PROGRESS")
         for path in (out, sub/"stdout.log"):
             if path.exists(): write_text(path, scrub(path.read_text(), root))
+    add_notebook(sub, time.time() - begin)
     (sub/"running").unlink(missing_ok=True)
     if what := phase_left(folder, n): raise OutOfTime(f"phase {n} ({PHASES[n]}) stopped as its session's time was over: {what}")
     if failure is None and not phase_done(folder, n): failure = "it ended without writing result.json"

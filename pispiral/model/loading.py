@@ -17,6 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from ..encoding.positions import CodeConfig, code_config, make_code
 from ..errors import one_of
+from ..ledger import spent
 from .adapters import AttractorConfig, attach, detach, load_adapters
 from .attention import check_span, fit
 from .backends import check_backend
@@ -96,6 +97,7 @@ def set_attractor(model, attractor): # None, an AttractorConfig or its keys (unt
     load_adapters(model, checkpoint(attractor))
     return model
 
+@spent("load")
 def load_model(name:str="smollm2-135m-instruct", # packaged name, folder or hub id
                pos:str=None,     # position code; None: the one saved with the model, else "rope"
                window:int=None,  # keys a query sees, itself included; None is all

@@ -21,6 +21,7 @@ from plotly.subplots import make_subplots
 
 from ..evidence.records import digest
 from ..files import write_text
+from ..ledger import spent
 from ..verdict.stats import auc_over_depth, wilson
 
 # %% ../../nbs/6_publish/61_figures.ipynb #f9c3b186
@@ -393,6 +394,7 @@ def _stills(fig, # styled
     return out
 
 # %% ../../nbs/6_publish/61_figures.ipynb #240f45ef
+@spent("figures")
 def save_figure(fig:go.Figure,
                 folder, # figures/<run_id>, made if need be
                 name:str, # what is drawn

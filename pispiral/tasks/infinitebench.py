@@ -11,6 +11,7 @@ from itertools import chain
 import numpy as np
 
 from ..errors import one_of
+from ..ledger import spent
 from .items import Item, _join, _nearest, assemble, frame, item_rng, line_ids, token_ids
 from .multidoc import fetch_rows
 from .ruler import _uuids, fit
@@ -167,6 +168,7 @@ def _code(tok, rng, task, length, depth):
 # %% ../../nbs/2_tasks/26_infinitebench.ipynb #12729b92
 _MAKE = dict(passkey=_hidden, number_string=_hidden, kv_retrieval=_kv, math_find=_find, math_calc=_calc, code_run=_code)
 
+@spent("items")
 def infinitebench_item(tok, # a transformers tokenizer
                        task:str, # one of `INFINITEBENCH`
                        length:int, # tokens, prompt, chat template and answer together

@@ -14,6 +14,7 @@ from itertools import chain
 import numpy as np
 
 from ..errors import one_of
+from ..ledger import spent
 from .items import Item, _prose_blocks, frame, item_rng, line_ids, token_ids
 
 # %% ../../nbs/2_tasks/27_multidoc.ipynb #c8301de9
@@ -159,6 +160,7 @@ QUESTIONS = { # task: (heading of a document, metric, hops, published set)
 }
 SOURCES = ("offline", "published")
 
+@spent("items")
 def question_item(tok, # a transformers tokenizer
                   task:str, # a key of `QUESTIONS`
                   length:int, # tokens, prompt and answer together

@@ -9,6 +9,7 @@ __all__ = ['MAX_NEW', 'niah_item', 'depth_grid', 'niah_grid']
 from itertools import product
 
 from ..errors import one_of
+from ..ledger import spent
 from .items import HAYSTACKS, VALUES, Item, assemble, draw_key, draw_value, item_rng, needle
 from .items import haystack as make_haystack
 
@@ -19,6 +20,7 @@ _INTRO = ("A special magic {v} is hidden within the following text. Make sure to
 _QUESTION = "\nWhat is the special magic {v} for {k} mentioned in the provided text?"
 _ANSWER = "The special magic {v} for {k} mentioned in the provided text is"
 
+@spent("items")
 def niah_item(tok, # a transformers tokenizer
               length:int, # tokens, prompt and answer together
               depth:float, # where the needle stands, 0 (start of the haystack) to 1 (its end)

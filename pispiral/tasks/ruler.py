@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import one_of
+from ..ledger import spent
 from .assets import prose
 from .items import (Item, _join, _words, assemble, draw_key, draw_value, haystack, item_rng, line_ids,
                                   needle)
@@ -146,6 +147,7 @@ def niah_task_item(tok, task, length, seed, depth=None): # Item
 _MAKE = {**{t: partial(niah_task_item, task=t) for t in NIAH}, "vt": vt_item, "cwe": cwe_item, "fwe": fwe_item,
          **{t: partial(question_item, task=t) for t in ("qa_1", "qa_2")}}
 
+@spent("items")
 def ruler_item(tok, # a transformers tokenizer
                task:str, # one of `RULER`
                length:int, # tokens, prompt, chat template and answer together

@@ -6,6 +6,7 @@
 __all__ = ['shortqa_item']
 
 # %% ../../nbs/2_tasks/24_shortqa.ipynb #e14b6225
+from ..ledger import spent
 from .items import Item, assemble, haystack, item_rng
 
 # %% ../../nbs/2_tasks/24_shortqa.ipynb #763984ba
@@ -33,6 +34,7 @@ def _draw(rng):
 # %% ../../nbs/2_tasks/24_shortqa.ipynb #51204cf2
 _INTRO = "Read the following text and answer the question about it in one word.\n"
 
+@spent("items")
 def shortqa_item(tok, # a transformers tokenizer
                  length:int, # tokens, prompt and answer together
                  seed:int, # of the facts, their depths and the prose
