@@ -288,7 +288,7 @@ def evaluate(model,      # a loaded transformers model; its position code is set
         for key, twin in same.items():
             mode, item = todo[key]
             if twin in known: log.append(known.setdefault(key, _taken_over(item, settings[mode], known[twin])))
-            else: lost[key] = _skipped(item, settings[mode], lost[twin]["why"])
+            elif twin in lost: lost[key] = _skipped(item, settings[mode], lost[twin]["why"])
         progress.bar.close()
     others_lost = [r for r in read_log(skip_path) if r["key"] not in wanted] # of another call in this phase
     if lost or skip_path.exists(): write_log(skip_path, [*others_lost, *lost.values()])

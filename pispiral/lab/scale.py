@@ -57,7 +57,7 @@ def small_items(folder, # a run's
                ):       # {phase: item records}
     "The items of the small model as it is, by phase."
     each = {int(p.parent.name[-2:]): read_log(p) for p in sorted(folder.glob("phase_*/items.jsonl"))}
-    own = lambda r: r["model"] == model and not r.get("quantize") and not r.get("offload")
+    own = lambda r: r["model"] == model and not any(r.get(k) for k in ("quantize", "offload", "same_as"))
     return {n: kept for n, rs in each.items() if (kept := [r for r in rs if own(r)])}
 
 # %% ../../nbs/7_lab/79_scale.ipynb #f161a5f7
