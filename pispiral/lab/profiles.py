@@ -304,6 +304,8 @@ def parse_settings(pairs # ["key=value", …]
     for pair in pairs:
         key, eq, value = pair.partition("=")
         if not eq: raise ValueError(f"{pair!r} is not of the form key=value")
-        try: out[one_of(key.strip(), Profile.model_fields, "a key of a profile")] = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError): raise ValueError(f"{key}={reprlib.repr(value)}: the value is not YAML") from None
+        name = one_of(key.strip(), Profile.model_fields, "a key of a profile")
+        try: out[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise ValueError(f"{name}={reprlib.repr(value)}: the value is not YAML") from None
     return out
