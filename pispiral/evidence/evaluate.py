@@ -283,6 +283,7 @@ def load_worker(spec, # of `_crew`
     "What a worker does first: load the model as the run has loaded it."
     import torch
     from pispiral.model.loading import load_model
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(spec["deterministic"])
     enforce_cap(spec["cap_gib"], device)

@@ -6,7 +6,7 @@
 __all__ = ['EXECUTORS', 'DEATHS', 'Place', 'place', 'place_here', 'Cell', 'split', 'Job', 'end_with_parent', 'Processes',
            'answered', 'dismiss', 'devices', 'crew_for']
 
-# %% ../../nbs/4_evidence/43b_executors.ipynb #28337070
+# %% ../../nbs/4_evidence/43b_executors.ipynb #236d2cee
 import atexit, multiprocessing, os, signal, threading, time
 from collections import Counter, deque
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from typing import Callable, NamedTuple
 
 from ..errors import one_of
 
-# %% ../../nbs/4_evidence/43b_executors.ipynb #7ba3865b
+# %% ../../nbs/4_evidence/43b_executors.ipynb #dbf7e2d9
 EXECUTORS = ("local", "ray", "submitit")
 
 class Place(NamedTuple):
@@ -44,7 +44,7 @@ def place_here(): # Place
     get = lambda name: os.environ.get(f"PISPIRAL_{name}") or None
     return place(get("EXECUTOR") or "local", get("JOBS"), get("ADDRESS"))
 
-# %% ../../nbs/4_evidence/43b_executors.ipynb #b38e2f23
+# %% ../../nbs/4_evidence/43b_executors.ipynb #e5a30fbe
 class Cell(NamedTuple):
     "Questions that one worker reads over one cache."
     keys: tuple   # of the questions
@@ -74,7 +74,7 @@ def split(lengths, # of prompts in reading order, tokens
             todo += [(at, b), (a, at)]
     return out
 
-# %% ../../nbs/4_evidence/43b_executors.ipynb #b69e8731
+# %% ../../nbs/4_evidence/43b_executors.ipynb #03dc6789
 class Job(NamedTuple):
     "What every worker of a crew does."
     load: Callable # (spec, device, threads) -> what `work` needs; a module's function, called once a worker
@@ -98,19 +98,19 @@ def _said(job, loaded, cell): # yields (kind, what)
 def _serve(pipe, job, device, threads):
     "A worker's life."
     try:
-        loaded = job.load(job.spec, device, threads)
+        try: loaded = job.load(job.spec, device, threads)
+        except Exception as e: return pipe.send(("failed", f"{type(e).__name__}: {e}"))
         pipe.send(("free", None))
         while True:
             for message in _said(job, loaded, pipe.recv()): pipe.send(message)
     except (EOFError, OSError): pass # nobody listens any more
-    except Exception as e: pipe.send(("failed", f"{type(e).__name__}: {e}"))
 
 def _serve_here(pipe, job, device, threads):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is the parent's to hear
     end_with_parent()
     _serve(pipe, job, device, threads)
 
-# %% ../../nbs/4_evidence/43b_executors.ipynb #a0157b29
+# %% ../../nbs/4_evidence/43b_executors.ipynb #c083fb64
 class Processes:
     "Workers that are processes of this machine, one a device; on a CPU they share its threads."
     def __init__(self, job, devices, threads):
@@ -148,7 +148,7 @@ class Processes:
             worker.close()
         self.workers, self.free = {}, []
 
-# %% ../../nbs/4_evidence/43b_executors.ipynb #b37dee9c
+# %% ../../nbs/4_evidence/43b_executors.ipynb #b5bd2a96
 DEATHS = 5 # workers that may die at the same question
 
 def _buried(left, deaths): # the cell to ask again, or None
@@ -187,7 +187,7 @@ def answered(crew, # Processes, Cluster or Slurm
         crew.dismiss()
         raise
 
-# %% ../../nbs/4_evidence/43b_executors.ipynb #f179ed89
+# %% ../../nbs/4_evidence/43b_executors.ipynb #a1748520
 _hired = [] # of this process: at most one (job, place, bytes a worker, crew)
 
 def dismiss():
@@ -222,6 +222,9 @@ def crew_for(job,    # a Job
     if where.executor == "local" and (where.jobs or 1) == 1: return None
     if _hired and _hired[0][:2] == (job, where) and _hired[0][2] >= need: return _hired[0][3]
     dismiss()
-    crew = _local(job, where, device, need)
+    if where.executor == "local": crew = _local(job, where, device, need)
+    else:
+        from pispiral.evidence.clusters import cluster_crew
+        crew = cluster_crew(job, where, device)
     if crew: _hired.append((job, where, need, crew))
     return crew
