@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from ..encoding.positions import POSITIONS, CodeConfig, code_config
 from ..errors import one_of
-from .executors import Cell, Job, answered, crew_for, split
+from .clusters import crew_for
+from .executors import Cell, Job, answered, split
 from .memory import enforce_cap, free_memory, memory_parts, out_of_memory, unfit
 from .profiling import Rates, Shape, reading_work, seconds_for
 from .records import Log, digest, read_log, write_json, write_log

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXECUTORS', 'DEATHS', 'Place', 'place', 'place_here', 'Cell', 'split', 'Job', 'end_with_parent', 'Processes',
-           'answered', 'dismiss', 'devices', 'crew_for']
+           'answered']
 
 # %% ../../nbs/4_evidence/43b_executors.ipynb #236d2cee
-import atexit, multiprocessing, os, signal, threading, time
+import multiprocessing, os, signal, threading
 from collections import Counter, deque
 from importlib.util import find_spec
 from multiprocessing.connection import wait
@@ -186,45 +186,3 @@ def answered(crew, # Processes, Cluster or Slurm
     except BaseException: # also that nobody wants the rest
         crew.dismiss()
         raise
-
-# %% ../../nbs/4_evidence/43b_executors.ipynb #a1748520
-_hired = [] # of this process: at most one (job, place, bytes a worker, crew)
-
-def dismiss():
-    "Let the crew go."
-    while _hired: _hired.pop()[-1].dismiss()
-
-atexit.register(dismiss)
-
-def devices(device, # the run's: cpu, cuda, cuda:1, ...
-            jobs,   # workers wanted
-            need    # bytes that a worker holds
-           ):       # a device for each worker
-    "As many as there is room for."
-    from pispiral.evidence.memory import free_memory
-    if not device.startswith("cuda"): return [device]*max(1, min(jobs, int(free_memory(device)//max(need, 1))))
-    import torch
-    return [d for d in (f"cuda:{i}" for i in range(torch.cuda.device_count())) if free_memory(d) >= need][:jobs]
-
-def _local(job, where, device, need): # Processes, or None
-    import torch
-    places, threads = devices(device, where.jobs, need), torch.get_num_threads()
-    if len(places) < where.jobs: print(f"jobs={where.jobs}: there is room for {len(places)}")
-    if len(places) < 2: return None
-    return Processes(job, places, threads if places[0] != places[1] else max(1, threads//len(places)))
-
-def crew_for(job,    # a Job
-             device, # the run's
-             need    # bytes that a worker holds
-            ):       # a crew, or None: ask here, in turn
-    "The crew that the environment asks for."
-    where = place_here()
-    if where.executor == "local" and (where.jobs or 1) == 1: return None
-    if _hired and _hired[0][:2] == (job, where) and _hired[0][2] >= need: return _hired[0][3]
-    dismiss()
-    if where.executor == "local": crew = _local(job, where, device, need)
-    else:
-        from pispiral.evidence.clusters import cluster_crew
-        crew = cluster_crew(job, where, device)
-    if crew: _hired.append((job, where, need, crew))
-    return crew

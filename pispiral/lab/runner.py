@@ -268,7 +268,7 @@ def _papermill(n, parameters, sub): # what went wrong, or None
     "Execute phase `n`'s notebook; whatever it leaves is rid of this machine's folders."
     import logging, warnings
     import papermill as pm
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL) # what went wrong is said once
     root, out = repository(), sub/"executed.ipynb"
     try:
         with open(sub/"stdout.log", "w") as log, warnings.catch_warnings():
