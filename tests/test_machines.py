@@ -41,7 +41,7 @@ def free_ports():
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     "Two nodes of one processor each, on this machine."
-    os.environ |= dict(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR="/tmp/pispiral-ray", RAY_DISABLE_IMPORT_WARNING="1",
+    os.environ |= dict(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR="/tmp/pispiral-ray", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", # loopback, whatever else this machine is called
                        PYTHONPATH=os.pathsep.join([str(ROOT/"tests"), os.environ.get("PYTHONPATH", "")]))
     import ray
     from ray.cluster_utils import Cluster
@@ -49,7 +49,7 @@ def cluster(tmp_path_factory):
         nodes = Cluster()
         try:
             for _ in range(2): nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80*2**20, include_dashboard=False,
-                                              node_ip_address="127.0.0.1", **free_ports())
+                                              **free_ports())
             nodes.wait_for_nodes()
             break
         except Exception as e: # a node gives up when its agents take long to start
