@@ -15,7 +15,7 @@ from conftest import BIN, ROOT
 from pispiral.evidence.evaluate import evaluate
 from pispiral.evidence.records import read_log, write_json
 from pispiral.lab.profiles import load_profile
-from test_run import told, wait_until_free
+from test_run import UNIT, told, wait_until_free
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,12 @@ def test_kills_at_random_moments_lose_and_double_nothing(tiny, unbroken, tmp_pat
 
 @pytest.mark.slow
 def test_100_kills_over_a_smoke_run(runs, cli):
-    unit = ["run", "--profile", "smoke", "--phases", "3"]
-    for change in ("modes=[rope,hybrid]", "short_lengths=[192,256]", "ruler_tasks=[]", "infinite_tasks=[]", "span_lengths=[]"):
-        unit += ["--set", change]
     begin = time.monotonic()
-    cli(*unit, "--run-id", "whole")
+    cli(*UNIT, "--run-id", "whole")
     whole, rng, resumed, log = time.monotonic() - begin, random.Random(0), 0, runs/"killed"/"phase_03"/"items.jsonl"
     for i in range(100):
         before = read_log(log)
-        process = cli.start(*unit, "--run-id", "killed", *(["--again"] if i % 2 else []))
+        process = cli.start(*UNIT, "--run-id", "killed", *(["--again"] if i % 2 else []))
         time.sleep(rng.random()*whole)
         victim = process if i % 3 or not (kernels := psutil.Process(process.pid).children()) else kernels[0]
         victim.kill() # the runner, or one time in three its kernel
@@ -99,7 +96,7 @@ def test_100_kills_over_a_smoke_run(runs, cli):
         after = read_log(log)
         assert after[:len(before)] == before
         resumed += len(after) > len(before)
-    cli(*unit, "--run-id", "killed", "--again")
+    cli(*UNIT, "--run-id", "killed", "--again")
     print(f"a run of {whole:.0f} s killed 100 times; {resumed} of them wrote items")
     same(log.parent, runs/"whole"/"phase_03")
 
