@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import time
 from contextlib import contextmanager
@@ -60,24 +61,36 @@ def fill(folder, leave=0):
     return filler
 
 
-def test_kills_at_random_moments_lose_and_double_nothing(tiny, unbroken, tmp_path):
-    seed, held = random.randrange(10**6), 0
-    rng = random.Random(seed)
-    print("seed", seed)
-    for jobs in ("2", "1"):
-        process = subprocess.Popen([BIN/"python", asking.__file__, tiny, tmp_path], start_new_session=True,
-                                   env={**os.environ, "PISPIRAL_JOBS": jobs, "PYTHONPATH": str(ROOT/"tests")})
-        end = time.monotonic() + 120 # wait until it asks, then a random moment more
-        while process.poll() is None and time.monotonic() < end and \
-                len(read_log(tmp_path/"items.jsonl")) <= min(held, 10): time.sleep(.005)
-        time.sleep(rng.random()*.1)
-        process.kill()
-        process.wait()
-        wait_until_free(tmp_path/"items.jsonl")
-        before, held = held, len(read_log(tmp_path/"items.jsonl"))
-        assert held >= before
-    asking.ask(tiny, tmp_path)
-    same(tmp_path, unbroken)
+def forked(model, out):
+    "A process that asks the grid; a fork has its imports already."
+    pid = os.fork()
+    if pid: return pid
+    try: asking.ask(model, out)
+    finally: os._exit(0)
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_lose_and_double_nothing(tiny, unbroken, tmp_path, kills):
+    seed, killed, finished, in_the_midst = random.randrange(10**6), 0, 0, 0
+    rng, out, begin = random.Random(seed), tmp_path/"0", time.monotonic()
+    os.waitpid(forked(tiny, tmp_path/"first"), 0)
+    took = time.monotonic() - begin
+    while killed < kills:
+        before = read_log(out/"items.jsonl")
+        pid = forked(tiny, out)
+        time.sleep(rng.random()*took)
+        os.kill(pid, signal.SIGKILL)
+        broken = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        after = read_log(out/"items.jsonl")
+        assert after[:len(before)] == before
+        killed, in_the_midst = killed + broken, in_the_midst + (broken and len(before) < len(after) < 12)
+        if not broken:
+            finished += 1
+            same(out, unbroken)
+            out = tmp_path/str(finished)
+    asking.ask(tiny, out)
+    same(out, unbroken)
+    print(f"seed {seed}: {killed} kills, {in_the_midst} of them between the first and the last item; {finished} grids finished before theirs")
 
 
 @pytest.mark.slow
