@@ -11,13 +11,16 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo test bench lab readme notebooks clean
 .DELETE_ON_ERROR:
 
-# Pinned to requirements.lock on the Python it was made for; elsewhere the ranges of pyproject.toml decide.
+# Pinned to requirements.lock, sums and all, on the Python it was made for; elsewhere the ranges of pyproject.toml decide.
 $(VENV)/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"pispiral needs Python 3.10 to 3.12, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check torch==2.13.0
-	pins="$$($(BIN)/python -c 'import sys; print("-c requirements.lock" if sys.version_info[:2] in ((3, 11), (3, 12)) else "")')"; \
-	  $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $$pins -e '.[dev]'
+	install="$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check"; \
+	  if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'; \
+	  then $$install --require-hashes --no-deps -r requirements.lock && $$install --no-deps --no-build-isolation -e . && \
+	    $(BIN)/python -m pip check; \
+	  else $$install -e '.[dev]'; fi
 	touch $@
 
 # The whole plan on a real pretrained model: notebooks, records and figures under runs/demo and figures/demo.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from ..deadline import Watch
 from ..encoding.positions import POSITIONS, CodeConfig, code_config
 from ..errors import one_of
 from .clusters import crew_for
@@ -320,7 +321,7 @@ def evaluate(model,      # a loaded transformers model; its position code is set
              memory=None,# {mode: its attractor's folder or name, or None}
              cap_gib=None# of memory that this process may hold
             ):           # item records of the questions that could be asked, in the order asked for
-    "Ask every question that no log answers yet, and write items, metrics and what was skipped."
+    "Ask every question that no log answers yet, and write items, metrics and what was skipped; OutOfTime if some are left."
     wanted = {settings[mode].key(item): (mode, item) for mode, item in questions}
     log_path, skip_path = Path(folder)/"items.jsonl", Path(folder)/"skipped.jsonl"
     with Log(log_path, ORPHAN) as log:
@@ -335,9 +336,9 @@ def evaluate(model,      # a loaded transformers model; its position code is set
         mine = {key: q for key, q in todo.items() if key not in same}
         job, crew = _crew(model, mine, settings, cap_gib)
         cells = _cells(model, tok, mine, settings, share, memory or {}, crew.size if crew else None)
-        progress = Progress(sum(c.size for c in cells), f"{len(todo)} items")
+        progress, watch = Progress(sum(c.size for c in cells), f"{len(todo)} items"), Watch()
         told = answered(crew, cells, progress) if crew else (a for c in cells for a in job.work(model, c, progress))
-        for a in told:
+        for a in watch(told):
             mode, item = todo[a.key]
             if a.why:
                 lost[a.key] = _skipped(item, settings[mode], a.why)
@@ -346,15 +347,17 @@ def evaluate(model,      # a loaded transformers model; its position code is set
             known[a.key] = {**item_record(item, settings[mode], text, a.seconds, a.read), "chunk": a.chunk}
             log.append(known[a.key])
             keep_ledger(folder, EVERY)
+        told.close()
         for key, twin in same.items():
             mode, item = todo[key]
             if twin in known: log.append(known.setdefault(key, _taken_over(item, settings[mode], known[twin])))
-            else: lost[key] = _skipped(item, settings[mode], lost[twin]["why"])
+            elif twin in lost: lost[key] = _skipped(item, settings[mode], lost[twin]["why"])
         progress.bar.close()
     others_lost = [r for r in read_log(skip_path) if r["key"] not in wanted] # of another call in this phase
     if lost or skip_path.exists(): write_log(skip_path, [*others_lost, *lost.values()])
     records = [known[key] for key in wanted if key in known]
     _add_metrics(Path(folder)/"metrics.jsonl", metrics(records))
+    watch.stop_if(sum(key not in known and key not in lost for key in wanted), f"of {len(wanted)} questions")
     return records
 
 def _taken_over(item, setting, twin):

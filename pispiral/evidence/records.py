@@ -80,10 +80,19 @@ def write_log(path, records):
     write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
 # %% ../../nbs/4_evidence/41_records.ipynb #e3c1f442
-def scrub(text, # what is about to be kept
+_SECRET = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.I)
+
+def _hidden(text): # without the values of environment variables that look like secrets, and of passwords in addresses
+    values = {v: k for k, v in os.environ.items() if _SECRET.search(k) and len(v) >= 8}
+    for value in sorted(values, key=len, reverse=True):
+        for form in (value, json.dumps(value)[1:-1]): text = text.replace(form, f"<{values[value]}>")
+    return re.sub(r"://[^/\s:@\"']+:[^/\s@\"']+@", "://<secret>@", text)
+
+def scrub(text, # what is about to be kept or shown
           root  # the repository
-         ):     # the same without this machine's folders
-    "Make the repository's paths relative; name Python's, the cache's, the temporary and the home folder."
+         ):     # the same without secrets and this machine's folders
+    "Leave secrets out, make the repository's paths relative; name Python's, the cache's, the temporary and the home folder."
+    text = _hidden(text)
     named = [(str(root) + "/", ""), (str(root), "."), (sys.prefix, "<env>"), (sys.base_prefix, "<python>"),
              (os.environ.get("PISPIRAL_CACHE"), "<cache>"), (str(Path.home()/".cache"/"pispiral"), "<cache>"),
              (tempfile.gettempdir(), "<tmp>"), (str(Path.home()), "~")]
@@ -103,7 +112,8 @@ def versions(names=("torch", "transformers", "numpy", "scipy", "statsmodels", "b
     return {"python": platform.python_version(), **{n: version(n) for n in names}}
 
 def commit(root): # the repository
-    "The commit checked out and whether tracked files differ from it; None where there is no git."
+    "The commit checked out and whether tracked files differ from it, or as a wheel was made; None where there is no git."
+    if (made := Path(root)/"commit.json").is_file(): return json.loads(made.read_text())
     def git(*args): return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
     try: head = git("rev-parse", "HEAD")
     except FileNotFoundError: return None

@@ -15,6 +15,7 @@ import torch
 
 from .memory import begin_peak, out_of_memory, peak_memory
 from .records import digest
+from ..deadline import Watch
 from ..files import write_text
 from ..ledger import spent
 from ..model.states import cache_size, load_cache, quantized_cache, save_cache
@@ -89,8 +90,8 @@ def stream(model,       # with its position code and window
     cache = quantized_cache(model, kv) if kv else new_cache(model, checkpoints[-1], chunk)
     start, rows, saved = _place(log, setting, cache, device)
     done, process = {int(r["length"]) for r in rows}, 1 + max((int(r["process"]) for r in rows), default=0)
-    begun, ids = start, torch.from_numpy(np.array(ids, np.int64)).to(device)
-    for end in (c for c in checkpoints if c > start and not done >= set(checkpoints)):
+    begun, ids, watch = start, torch.from_numpy(np.array(ids, np.int64)).to(device), Watch()
+    for end in watch(c for c in checkpoints if c > start and not done >= set(checkpoints)):
         begin_peak(device)
         wall, cpu = time.perf_counter(), time.process_time()
         loss = _feed(model, ids, start, end, cache, chunk, losses, tick)
@@ -105,6 +106,7 @@ def stream(model,       # with its position code and window
             done.add(end)
         if keep: save_cache(cache, saved)
         start = end
+    watch.stop_if(len(set(checkpoints) - done), f"of {len(checkpoints)} places of a stream")
     saved.unlink(missing_ok=True)
     return [r for r in read_rows(log) if r["setting"] == setting], begun
 

@@ -32,13 +32,15 @@ def _os_error(e): # text
     return where + e.strerror + (f"; {ADVICE[e.errno]}" if e.errno in ADVICE else "")
 
 def _one_line_errors(command):
-    "Answer bad input in one line with exit code 2, a failed phase with 1, Ctrl-C with 130."
+    "Answer bad input in one line with exit code 2, a failed phase with 1, a session out of time with 3, Ctrl-C with 130."
+    from pispiral.deadline import OutOfTime
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         try: return command(*args, **kwargs)
         except ValueError as e: code, text = 2, str(e)
         except RuntimeError as e: code, text = 1, str(e)
         except OSError as e: code, text = 1, _os_error(e)
+        except OutOfTime as e: code, text = 3, f"{e}; the same command goes on from here"
         except KeyboardInterrupt: code, text = 130, "stopped; the same command goes on from here"
         typer.echo(f"pispiral: {' '.join(text.split())}", err=True)
         raise typer.Exit(code)
@@ -56,7 +58,7 @@ def _say_plan(profile, folder_name, phases):
     from pispiral.lab.runner import PHASES, check_model, run_rates, runs_dir
     from pispiral.model.loading import resolve
     shape = check_model(profile)
-    rows, notes = plan_report(profile, AutoTokenizer.from_pretrained(resolve(profile.model)), shape,
+    rows, notes = plan_report(profile, AutoTokenizer.from_pretrained(resolve(profile.model), trust_remote_code=False), shape,
                               run_rates(runs_dir()/folder_name, shape, profile), phases)
     table = Table("phase", "what", "questions", "tokens to read", "about", "peak memory",
                   title=f"run {folder_name!r}, profile {profile.name!r}")
@@ -96,7 +98,8 @@ def run_command(
     address: Annotated[Optional[str], typer.Option(help="Of a Ray cluster, as in auto or host:6379.")] = None):
     """Run the plan's phases in order, each as an executed notebook under `runs/`.
 
-    Items that are answered are never asked again, so a killed run goes on with the same command.
+    Items that are answered are never asked again, so a killed run goes on with the same command. With `--set max_hours=8`
+    it stops by itself after so many hours, between two items, with exit code 3.
     """
     from pispiral.evidence.executors import place
     from pispiral.lab.profiles import load_profile, parse_settings
@@ -144,10 +147,12 @@ def status(run_id: Run = "demo"):
     from rich.table import Table
     from pispiral.lab.runner import find_run, run_status
     table = Table("phase", "state", "items", "seconds", "not run", title=f"run {run_id!r}")
-    for r in run_status(find_run(run_id)):
+    for r in (rows := run_status(find_run(run_id))):
         seconds = "" if r["seconds"] is None else f"{r['seconds']:.0f}"
         table.add_row(f"{r['phase']} {r['title']}", r["state"], str(r["items"] or ""), seconds, str(r["not_run"] or ""))
     Console().print(table)
+    for r in rows:
+        if r["left"]: typer.echo(f"phase {r['phase']} stopped as its session's time was over: {r['left']}")
 
 @app.command()
 @_one_line_errors
@@ -268,4 +273,4 @@ def assets():
     typer.echo(f"{len(prose())} works, {sum(map(len, prose()))/1e6:.1f} million characters")
 
 # %% ../../nbs/7_lab/74_cli.ipynb #7c1e55a1
-from . import cli_evidence, cli_publish
+from . import cli_evidence, cli_kaggle, cli_publish, cli_scale

@@ -101,7 +101,7 @@ def failures(run_id: Run = "demo",
     if context and len(table):
         from transformers import AutoTokenizer
         from pispiral.model.loading import resolve
-        table = with_context(table, AutoTokenizer.from_pretrained(resolve(_records(run_id).profile["model"])))
+        table = with_context(table, AutoTokenizer.from_pretrained(resolve(_records(run_id).profile["model"]), trust_remote_code=False))
     typer.echo(f"{table.attrs['pairs']} paired items: {candidate} lost {(table.side == 'lost').sum()} that {baseline} won, "
                f"and won {(table.side == 'won').sum()} that {baseline} lost")
     if table.empty: return

@@ -19,6 +19,7 @@ import torch
 from scipy.signal import lfilter
 from transformers import LlamaConfig
 
+from ..deadline import Watch
 from ..encoding.attractor import AttractorState, codes, recurrent
 from ..encoding.positions import make_code
 from ..encoding.spiral import IRRATIONALS, PiSpiralPositional, phase, xi
@@ -245,9 +246,11 @@ def left_out_text(p): # "hybrid 5, rope 5, …"
 def nano_ablation_records(profile, folder): # list of dicts
     "Ask the profile's nano variants; those that the package does not keep are trained, in the phase's folder."
     from pispiral.model.nano import nano_ablation, nano_variants
-    variants = {k: v for k, v in nano_variants().items() if k in profile.nano_variants}
-    records = list(nano_ablation(variants, range(profile.nano_seeds), profile.nano_lengths, n=profile.nano_texts,
-                                 folder=folder/"nano", kept=CHECKPOINTS/"nano"))
+    variants, depths, watch = {k: v for k, v in nano_variants().items() if k in profile.nano_variants}, (.1, .5, .9), Watch()
+    records = list(watch(nano_ablation(variants, range(profile.nano_seeds), profile.nano_lengths, depths, profile.nano_texts,
+                                       folder/"nano", CHECKPOINTS/"nano")))
+    asked = len(variants)*profile.nano_seeds*len(profile.nano_lengths)*len(depths)
+    watch.stop_if(asked - len(records), f"of {asked} cells of the nano ablation")
     models = Counter({(r["variant"], r["seed"]): r["weights"] for r in records}.values())
     print(", ".join(f"{n} models {how}" for how, n in models.items()))
     return records

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from ..deadline import in_time
 from ..encoding.positions import make_code
 from ..encoding.spiral import CONTROLS, IRRATIONALS, convergents
 from ..evidence.attention_maps import needle_map
@@ -122,7 +123,7 @@ def text_losses(model, arms, # {label: Setting}
         known = {r["key"]: r for r in read_log(folder/"losses.jsonl")}
         todo = [w for w in wanted if w[-1] not in known]
         progress = Progress(sum(len(w[3]) - 1 for w in todo), f"{len(todo)} texts")
-        for label, s, name, ids, k in todo:
+        for label, s, name, ids, k in in_time(todo, "texts"):
             set_code(model, s.code, s.window, s.sinks)
             begin = time.perf_counter()
             curve = loss_curve(token_losses(model, ids, s.chunk, progress), width)
@@ -170,24 +171,21 @@ def drift_table(records, reference): # DataFrame: one row a mode and span
 # %% ../../nbs/7_lab/72d_protocol_evidence.ipynb #2ec1704c
 def attention_rows(model, tok, profile, folder): # list of dicts: mode, length, depth, needle_at, needle_len, tokens, layers
     "attention.jsonl: where the last token looks in the last layers, for a needle at each depth under each map mode."
-    arms, out = settings(profile, profile.map_modes), []
+    arms, key = settings(profile, profile.map_modes), lambda s, it: digest(["map", s.key(it)])
     with Log(folder/"attention.jsonl", ORPHAN) as log:
         known = {r["key"]: r for r in read_log(log.path)}
         asked = [(s, niah_item(tok, profile.map_length, d, 0, profile.haystack, profile.value))
                  for s in arms.values() for d in profile.map_depths]
-        todo = [it for s, it in asked if digest(["map", s.key(it)]) not in known]
-        progress = Progress(sum(len(it.ids) for it in todo), f"{len(todo)} maps")
-        for s, it in asked:
-            key = digest(["map", s.key(it)])
-            if key not in known:
-                set_code(model, s.code)
-                known[key] = dict(key=key, mode=s.mode, length=it.length, depth=it.depth, needle_at=it.needle_at,
-                                  needle_len=it.needle_len, tokens=len(it.ids),
-                                  layers=needle_map(model, it, chunk=s.chunk, tick=progress))
-                log.append(known[key])
-            out.append(known[key])
+        todo = [(s, it) for s, it in asked if key(s, it) not in known]
+        progress = Progress(sum(len(it.ids) for _, it in todo), f"{len(todo)} maps")
+        for s, it in in_time(todo, "attention maps"):
+            set_code(model, s.code)
+            known[key(s, it)] = dict(key=key(s, it), mode=s.mode, length=it.length, depth=it.depth, needle_at=it.needle_at,
+                                     needle_len=it.needle_len, tokens=len(it.ids),
+                                     layers=needle_map(model, it, chunk=s.chunk, tick=progress))
+            log.append(known[key(s, it)])
         progress.bar.close()
-    return out
+    return [known[key(*a)] for a in asked]
 
 # %% ../../nbs/7_lab/72d_protocol_evidence.ipynb #3123037d
 _EXPECTED = {"7.fewer_artifacts": "fewer collisions than RoPE", "7.flat_spectrum": "a flat spectrum",

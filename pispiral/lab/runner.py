@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['PHASES', 'ORDER', 'BEYOND', 'PARAMETERS', 'TOGETHER', 'phase_notebook', 'runs_dir', 'figures_dir', 'run_name',
            'check_run', 'check_model', 'open_run', 'find_run', 'run_rates', 'Phase', 'open_phase', 'phase_done',
-           'run_status', 'parse_phases', 'run']
+           'phase_left', 'run_status', 'parse_phases', 'run']
 
 # %% ../../nbs/7_lab/73_runner.ipynb #df44fbdd
-import contextlib, json, multiprocessing, os, signal, subprocess, sys, threading, time
+import contextlib, json, multiprocessing, os, re, signal, subprocess, sys, threading, time
 from pathlib import Path
 
+from ..deadline import OutOfTime, begin, end_cleanly, left, session
 from ..errors import one_of
 from ..evidence.executors import Place, end_with_parent
 from ..evidence.ledger import add_notebook, begin_ledger, keep_ledger
 from ..evidence.records import (SCHEMA, Log, commit, digest, hardware, read_log, scrub, versions,
                                        write_json)
 from ..files import write_text
-from .profiles import Profile, load_profile, profile_names, repository
+from .profiles import SESSION, Profile, load_profile, profile_names, repository
 
 # %% ../../nbs/7_lab/73_runner.ipynb #6163849c
 PHASES = {0: "setup", 1: "module", 2: "sanity", 3: "core", 4: "medium", 5: "heavy", 6: "ablations", 7: "diagnostics",
@@ -39,18 +40,19 @@ def figures_dir(folder): # path
 # %% ../../nbs/7_lab/73_runner.ipynb #bad10987
 def run_name(profile:str, overrides:dict): # str
     "The default name of a run: its profile's, and a short hash of its overrides if there are any."
-    return profile if not overrides else f"{profile}-{digest(overrides)[:6]}"
+    changed = {k: v for k, v in overrides.items() if k not in SESSION}
+    return f"{profile}-{digest(changed)[:6]}" if changed else profile
 
 def _checked_name(run_id):
-    if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(run_id)):
         raise ValueError(f"run_id={run_id!r} is not the name of a folder in runs/: "
-                         "letters, digits, '-', '_' and '.' inside")
-    return run_id
+                         "up to a hundred letters, digits, '-', '_' and '.', the first a letter or digit")
+    return str(run_id)
 
 def check_run(profile:Profile, run_id:str): # the folder `runs/<run_id>`, which need not exist
     "ValueError if `runs/<run_id>` belongs to another configuration or is something else; nothing is written."
     folder = runs_dir()/_checked_name(run_id)
-    path, now = folder/"run.json", profile.model_dump()
+    path, now = folder/"run.json", profile.model_dump(exclude=SESSION)
     if path.exists():
         then = json.loads(path.read_text())["profile"]
         differ = [f"{k}: {then.get(k)!r} there, {now.get(k)!r} here"
@@ -80,12 +82,13 @@ def check_model(profile:Profile): # Shape of the profile's model
         raise ValueError(f"native_length={profile.native_length} is not {profile.model}'s: "
                          f"its config says {config.max_position_embeddings}")
     for s in modes.values(): make_code(s.code, config)
-    sanity_questions(AutoTokenizer.from_pretrained(where), profile)
     shape = Shape.of(config)
     longest = max((*profile.short_lengths, *profile.long_lengths))
     needs = memory_parts(shape, longest, setting.dtype, profile.chunk, profile.window).total
     if needs > BEYOND: # what merely this machine cannot hold is skipped when its turn comes, and says so
         raise ValueError(f"length={longest} does not fit: it needs {needs/2**40:.0f} TiB of memory, more than any machine has")
+    one_each = profile.model_copy(update=dict(seeds=1, qa_items=min(1, profile.qa_items)))
+    sanity_questions(AutoTokenizer.from_pretrained(where, trust_remote_code=False), one_each)
     check_codes(profile)
     return shape
 
@@ -100,7 +103,7 @@ def open_run(profile:Profile, run_id:str): # the run's folder
     from pispiral.tasks.assets import ASSETS
     from pispiral.lab.protocol import settings
     setting = settings(profile, ["rope"])["rope"]
-    made_with = dict(schema=SCHEMA, run_id=run_id, profile=profile.model_dump(), seed=profile.seed, versions=versions(),
+    made_with = dict(schema=SCHEMA, run_id=run_id, profile=profile.model_dump(exclude=SESSION), seed=profile.seed, versions=versions(),
                      commit=commit(repository()), hardware=hardware(),
                      assets={k: a.sha256 for k, a in ASSETS.items()},
                      engine=dict(device=setting.device, dtype=setting.dtype, attn_backend=setting.backend))
@@ -115,7 +118,7 @@ def find_run(run_id): # the folder
 
 # %% ../../nbs/7_lab/73_runner.ipynb #6e6b1fe1
 PARAMETERS = ("profile", "run_id", "pos", "hybrid_K", "target_length", "window", "alpha_policy", "irrational", "spiral",
-              "blend", "inject_layers", "model")
+              "blend", "inject_layers", "model", "max_hours")
 
 def _parameters(namespace):
     "The parameters among a notebook's variables; ValueError on one that is none."
@@ -126,9 +129,9 @@ def _parameters(namespace):
 
 def _overrides(parameters):
     "What parameters change in the profile. A code chosen by `pos` is compared with the core modes' baseline, RoPE."
-    out = {k: v for k, v in parameters.items() if k not in ("profile", "run_id", "pos") and v is not None}
+    out = {k: v for k, v in parameters.items() if k not in ("profile", "run_id", "pos", *SESSION) and v is not None}
     if (pos := parameters.get("pos")) is not None:
-        modes = list(dict.fromkeys(["rope", pos]))
+        modes = ["rope", *[pos]*(pos != "rope")]
         out |= dict(modes=modes, core_modes=modes, sanity_modes=modes)
     return out
 
@@ -180,6 +183,11 @@ class Phase:
         self.result["not_run"].append(dict(what=what, why=why))
         print("not run:", what, "—", why)
 
+    def stopped(self, error): # an OutOfTime
+        "Write result.json of a phase that its session had no time to finish."
+        write_json(self.folder/"result.json", {**self.result, "status": "stopped", "left": f"{error}, and what the phase does after them"})
+        print(f"stopped: {error}; what is done is kept, and the next session goes on from it")
+
     def finish(self, **more): # DataFrame of this phase's gates
         "Write result.json, the last thing a phase does, and show its gates."
         from pispiral.evidence.evaluate import skipped_summary
@@ -203,6 +211,7 @@ def open_phase(number:int,    # 0 to 10
     given = _parameters(namespace)
     name, run_id = given.get("profile", "smoke"), given.get("run_id")
     overrides = _overrides(given)
+    hours = load_profile(name, {k: given[k] for k in SESSION if given.get(k) is not None}).max_hours
     path = runs_dir()/_checked_name(run_id or run_name(name, overrides))/"run.json"
     if not overrides and path.exists(): # the run knows its own configuration
         profile = Profile(**json.loads(path.read_text())["profile"])
@@ -218,8 +227,11 @@ def open_phase(number:int,    # 0 to 10
     os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+png")
     seed_everything(profile.seed)
     enforce_cap(profile.memory_cap_gib, best_device() if profile.device == "auto" else profile.device)
+    begin(hours)
+    phase = Phase(number, profile, folder)
+    end_cleanly(phase.stopped)
     print(f"phase {number} ({PHASES[number]}) of run {folder.name!r}, profile {profile.name!r}: {profile.machine}")
-    return Phase(number, profile, folder)
+    return phase
 
 # %% ../../nbs/7_lab/73_runner.ipynb #b3101b74
 def phase_done(folder, n): # bool
@@ -234,6 +246,12 @@ def _results(folder): # {phase_NN: digest of its result.json}
     return {p.parent.name: digest(p.read_text()) for p in sorted(folder.glob("phase_*/result.json"))
             if p.parent.name != "phase_10"}
 
+def phase_left(folder, n): # text, or None
+    "What phase `n` had left when its session's time was over."
+    try: result = json.loads((folder/f"phase_{n:02d}"/"result.json").read_text())
+    except (OSError, ValueError): return None
+    return result["left"] if result["status"] == "stopped" else None
+
 def run_status(folder): # list of dicts, one a phase
     "How far each phase of a run is."
     out = []
@@ -241,9 +259,10 @@ def run_status(folder): # list of dicts, one a phase
         sub = folder/f"phase_{n:02d}"
         result = json.loads((sub/"result.json").read_text()) if phase_done(folder, n) else {}
         items = len(read_log(sub/"items.jsonl"))
-        state = "done" if result else "failed" if (sub/"failed.txt").exists() else "begun" if sub.exists() else "to do"
+        state = "done" if result else "failed" if (sub/"failed.txt").exists() else "stopped" if phase_left(folder, n) else \
+            "begun" if sub.exists() else "to do"
         out.append(dict(phase=n, title=PHASES[n], state=state, items=items, seconds=result.get("seconds"),
-                        not_run=len(result.get("not_run", []))))
+                        not_run=len(result.get("not_run", [])), left=phase_left(folder, n)))
     return out
 
 # %% ../../nbs/7_lab/73_runner.ipynb #757832ea
@@ -310,9 +329,11 @@ def _execute(n, profile_name, folder, env):
         os.environ.pop("PISPIRAL_PROGRESS")
         add_notebook(sub, time.monotonic() - begin)
     (sub/"running").unlink(missing_ok=True)
+    if what := phase_left(folder, n): raise OutOfTime(f"phase {n} ({PHASES[n]}) stopped as its session's time was over: {what}")
     if failure is None and not phase_done(folder, n): failure = "it ended without writing result.json"
     if failure:
-        write_text(sub/"failed.txt", scrub(failure, root) + "\n")
+        failure = scrub(failure, root)
+        write_text(sub/"failed.txt", failure + "\n")
         raise RuntimeError(f"{_failed(n)}: {failure}; see runs/{folder.name}/phase_{n:02d}/executed.ipynb")
 
 def _failed(n): return f"phase {n} ({PHASES[n]}) failed"
@@ -344,7 +365,7 @@ def _alone(pipe, n, profile_name, folder, env):
     os.setpgrp()
     end_with_parent()
     try: _run_phase(n, profile_name, folder, env)
-    except (RuntimeError, OSError) as e: pipe.send(str(e))
+    except (RuntimeError, OSError, OutOfTime) as e: pipe.send(str(e))
     except KeyboardInterrupt: pass
 
 def _side_by_side(phases, profile, folder, place):
@@ -362,8 +383,10 @@ def _side_by_side(phases, profile, folder, place):
             if process.is_alive(): os.kill(process.pid, signal.SIGINT)
         for _, _, process in started: process.join()
         raise
-    failed = [_last_words(pipe) or f"{_failed(n)}: its process died" for n, pipe, _ in started if not phase_done(folder, n)]
-    if failed: raise RuntimeError("; ".join(failed))
+    said = {n: _last_words(pipe) or f"{_failed(n)}: its process died" for n, pipe, _ in started if not phase_done(folder, n)}
+    over = [said.pop(n) for n in list(said) if phase_left(folder, n)]
+    if said: raise RuntimeError("; ".join(said.values()))
+    if over: raise OutOfTime("; ".join(over))
 
 def _last_words(pipe): # what a process sent before it ended, or None
     try: return pipe.recv()
@@ -390,11 +413,13 @@ def run(profile:Profile, # its configuration
        ):                # the run's folder
     "Execute phases in order, skipping what is done; a killed run goes on where it was."
     folder = open_run(profile, run_id)
-    with _only_runner(folder):
+    with _only_runner(folder), session(profile.max_hours):
         for group in _groups(phases or ORDER, profile, place):
             todo = [n for n in group if again or not _up_to_date(folder, n)]
             for n in group:
                 if n not in todo: print(f"phase {n:2d} {PHASES[n]:<12} done already", flush=True)
+            if todo and left() <= 0:
+                raise OutOfTime(f"the session's time was over before phase {todo[0]} ({PHASES[todo[0]]}) was begun")
             if len(todo) > 1: _side_by_side(todo, profile, folder, place)
             elif todo: _run_phase(todo[0], profile.name, folder, place.env())
     return folder

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from ..deadline import OutOfTime, left
 from ..errors import one_of
 from ..files import replace_file
 
@@ -92,7 +93,7 @@ def train(params,           # {name: parameter} to train
           what:str="training", # on the progress bar
           quiet:bool=False
          ):                 # the curve: a dict for each evaluation
-    "Train, or go on training; the parameters are changed in place. ValueError if the loss is not a number."
+    "Train, or go on training; the parameters are changed in place. ValueError if the loss is not a number, OutOfTime after a checkpoint."
     device, kind = next(iter(params.values())).device.type, PRECISIONS[cfg.precision]
     scaler = torch.amp.GradScaler(device, enabled=cfg.precision == "fp16") # fp16's small gradients would vanish
     optimizer = torch.optim.AdamW(params.values(), lr=cfg.lr, betas=(.9, .98), weight_decay=cfg.weight_decay)
@@ -120,10 +121,13 @@ def train(params,           # {name: parameter} to train
         recent.append(value)
         if (step + 1)%cfg.eval_every == 0 or step + 1 == cfg.steps:
             seconds = (curve[-1]["seconds"] if curve else 0) + time.monotonic() - begin
-            row = {**row, "accuracy": float(evaluate())}
+            row, spent = {**row, "accuracy": float(evaluate())}, time.monotonic() - begin
             curve.append(dict(step=step + 1, loss=sum(recent)/len(recent), seconds=round(seconds, 1), **row))
             begin, recent = time.monotonic(), []
-            if path: _save(path, params, optimizer, dict(step=step + 1, curve=curve, config=want, scaler=scaler.state_dict()))
+            if path:
+                _save(path, params, optimizer, dict(step=step + 1, curve=curve, config=want, scaler=scaler.state_dict()))
+                if step + 1 < cfg.steps and not _enough(curve, cfg) and left() <= spent:
+                    raise OutOfTime(f"{cfg.steps - step - 1} training steps left")
         bar({"loss": value, **row})
     bar.bar.close()
     return curve

@@ -1,0 +1,220 @@
+"""Kaggle without Kaggle: its folders, its variables, no network, and a Python that has its own torch but no pispiral.
+
+Kaggle's client is a stand-in that writes down how it was called and serves a folder: what is tested is how it is driven."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from conftest import ROOT
+from pispiral.evidence.records import read_log
+from pispiral.lab.kaggle import build, pull, push
+from test_run import told
+
+BOOK = "phase_03_core.ipynb"
+CUT = dict(short_lengths=[256], depths=[.2, .8], core_depths=[.2, .8], sanity_depths=[.2], seeds=3, modes=["rope", "pi_spiral"],
+           core_modes=["rope", "pi_spiral"], ruler_lengths=[], infinite_lengths=[], span_lengths=[])
+
+
+@pytest.fixture
+def image(tmp_path):
+    "A Python with the packages of this one, but without this project."
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path/"image"], check=True)
+    (site,) = (tmp_path/"image").glob("lib/*/site-packages")
+    has = [p for p in sys.path if p.endswith("site-packages")] # not their .pth files, where an editable project would be
+    (site/"image.pth").write_text("\n".join(has) + "\n")
+    python = tmp_path/"image"/"bin"/"python"
+    assert subprocess.run([python, "-c", "import pispiral"], cwd=tmp_path, capture_output=True).returncode
+    return python
+
+
+class Session:
+    "A machine for one session: what is attached, the working folder, and a run of all cells."
+    def __init__(self, at, python):
+        self.at, self.python, self.working = Path(at), python, Path(at)/"kaggle"/"working"
+        self.working.mkdir(parents=True)
+
+    def attach(self, folder, *where):
+        shutil.copytree(folder, self.at.joinpath("kaggle", "input", *where))
+        return self
+
+    def run_all(self, book, temp):
+        "Execute the notebook as Kaggle does; it must not fail, stopped or not."
+        temp.mkdir(exist_ok=True)
+        nowhere = "http://127.0.0.1:9"
+        env = dict(PATH=f"{self.python.parent}:/usr/bin:/bin", HOME=str(self.at), TMPDIR=str(temp), OMP_NUM_THREADS="1",
+                   KAGGLE_KERNEL_RUN_TYPE="Batch", KAGGLE_URL_BASE="https://www.kaggle.com", PIP_NO_INDEX="1",
+                   HTTP_PROXY=nowhere, HTTPS_PROXY=nowhere, http_proxy=nowhere, https_proxy=nowhere)
+        done = subprocess.run([self.python, "-m", "papermill", book, "__notebook__.ipynb", "-k", "python3",
+                               "--no-progress-bar"], cwd=self.working, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return self
+
+    @property
+    def items(self): return [r["key"] for r in read_log(self.working/"runs"/"cut"/"phase_03"/"items.jsonl")]
+
+    @property
+    def result(self): return json.loads((self.working/"runs"/"cut"/"phase_03"/"result.json").read_text())
+
+    def cells(self):
+        "Seconds from the phase's opening to its first question, and what the questions took."
+        book = nbformat.read(self.working/"__notebook__.ipynb", 4)
+        at = lambda word, when: next(datetime.fromisoformat(c.metadata.papermill[when]) for c in book.cells if word in c.source)
+        opened, asked, answered = at("open_phase(3", "end_time"), at("evaluate(language", "start_time"), at("evaluate(language", "end_time")
+        return (asked - opened).total_seconds(), (answered - asked).total_seconds()
+
+
+def stopped_session(make, setup, asking, total):
+    "A session that its budget ends between two questions; the budget is adapted where this machine's speed has changed."
+    budget = setup + asking/2
+    for n in range(5):
+        one = make(n, budget/3600)
+        if 0 < len(one.items) < total: return one
+        budget += asking/3 if not one.items else -asking/3
+    raise AssertionError("no budget ended a session between two questions")
+
+
+@pytest.mark.parametrize("overrides", [CUT, pytest.param({}, marks=pytest.mark.slow)], ids=["cut", "smoke"])
+def test_two_sessions_equal_one(tmp_path, runs, image, overrides):
+    def folder(name, **how): return build("smoke", 3, "someone", tmp_path/name, {**overrides, **how}, "cut", accelerator="none")
+    temp = tmp_path/"temp"
+    whole = Session(tmp_path/"whole", image).attach(folder("once")/"dataset", "datasets", "someone", "pispiral-1").run_all(
+        tmp_path/"once"/BOOK, temp)
+    assert whole.result["status"] == "done"
+
+    def first(n, hours):
+        data = folder(f"first{n}", max_hours=hours)/"dataset"
+        return Session(tmp_path/f"session{n}", image).attach(data, "datasets", "someone", "pispiral-1").run_all(
+            tmp_path/f"first{n}"/BOOK, temp)
+    one = stopped_session(first, *whole.cells(), len(whole.items))
+    assert one.result["status"] == "stopped" and "questions left" in one.result["left"]
+    said = nbformat.read(one.working/"__notebook__.ipynb", 4).cells[-1].outputs[0].text
+    assert said.startswith("not run: the session's time was over")
+
+    two = Session(tmp_path/"last", image).attach(folder("second")/"dataset", "pispiral-1").attach(one.working, "pispiral-cut-phase-03")
+    two.run_all(tmp_path/"second"/BOOK, temp)
+    assert two.result["status"] == "done"
+    assert two.items[:len(one.items)] == one.items and len(set(two.items)) == len(two.items)
+    for name in ("items.jsonl", "metrics.jsonl"):
+        read = lambda s: told(read_log(s.working/"runs"/"cut"/"phase_03"/name))
+        assert read(two) == read(whole)
+
+
+def test_a_folder_to_push(tmp_path, runs):
+    folder = build("smoke", 3, "someone", tmp_path/"out", {"haystack": "prose", "max_hours": 2}, "a.b", session=2)
+    about = json.loads((folder/"kernel-metadata.json").read_text())
+    data = json.loads((folder/"dataset"/"dataset-metadata.json").read_text())
+    assert about["id"] == "someone/pispiral-a-b-phase-03-2" and about["kernel_sources"] == ["someone/pispiral-a-b-phase-03"]
+    assert about["dataset_sources"] == [data["id"]] and about["machine_shape"] == "NvidiaTeslaT4"
+    assert about["enable_internet"] is False and about["enable_gpu"] is True and about["code_file"] == BOOK
+    book = nbformat.read(folder/BOOK, 4)
+    nbformat.validate(book)
+    text = (folder/BOOK).read_text()
+    assert str(ROOT) not in text and str(tmp_path) not in text
+    scope = {}
+    for cell in book.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []): exec(cell.source, scope)
+    assert (scope["profile"], scope["run_id"], scope["max_hours"]) == ("smoke", "a.b", 2)
+    again = build("smoke", 3, "someone", tmp_path/"again", {"haystack": "prose", "max_hours": 2}, "a.b", session=2)
+    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == {p.name: p.read_bytes() for p in again.rglob("*") if p.is_file()}
+
+
+def test_a_changed_wheel_is_refused(tmp_path, runs):
+    folder = build("smoke", 3, "someone", tmp_path/"out", accelerator="none")
+    (wheel,) = (folder/"dataset").glob("pispiral-*.whl")
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    shutil.copytree(folder/"dataset", tmp_path/"input"/"some-data")
+    (tmp_path/"working").mkdir()
+    first = nbformat.read(folder/BOOK, 4).cells[0].source
+    done = subprocess.run([sys.executable, "-c", first], cwd=tmp_path/"working", capture_output=True, text=True)
+    assert done.returncode and "which hold 1 of that name: attach the data set someone/pispiral-" in done.stderr
+
+
+@pytest.mark.parametrize("words, says", [
+    (("--phase", "11"), "phase=11"), (("--owner", "Some One"), "owner='Some One'"), (("--session", "0"), "session=0"),
+    (("--accelerator", "p100"), "did you mean"), (("--model-source", "x=y"), "'y' is not a model on Kaggle"),
+    (("--profile", "kaggle", "--no-internet"), "model Qwen/Qwen2.5-1.5B-Instruct is on a hub"),
+    (("--set", "hybridK=1"), "did you mean 'hybrid_K'?"), (("--run-id", "../x"), "run_id='../x'")])
+def test_bad_input_builds_nothing(tmp_path, runs, cli, words, says):
+    given = {"--phase": "3", "--owner": "someone", "--profile": "smoke"}
+    rest = [w for k, v in given.items() if k not in words for w in (k, v)]
+    _, err = cli.here("kaggle", "build", *rest, "--out", tmp_path/"out", *words, expect=2)
+    if says != "did you mean": assert says in err
+    assert err.count("\n") == 1 and not (tmp_path/"out").exists()
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    "A stand-in for Kaggle's client: it writes down its words and serves `served`."
+    (tmp_path/"bin").mkdir()
+    (tmp_path/"served").mkdir()
+    script = tmp_path/"bin"/"kaggle"
+    script.write_text(f'''#!{sys.executable}
+import json, os, pathlib, shutil, sys
+at = pathlib.Path({str(tmp_path)!r})
+with open(at/"words.jsonl", "a") as f: f.write(json.dumps(sys.argv[1:]) + "\\n")
+match sys.argv[1:3]:
+    case "datasets", "status": print("ready") if (at/"uploaded").exists() else sys.exit("403 - Forbidden")
+    case "datasets", "create": (at/"uploaded").touch()
+    case "kernels", "push": print("Kernel push error: token", os.environ["KAGGLE_KEY"]) if (at/"refuse").exists() else print("Kernel version 1 successfully pushed.")
+    case "kernels", "output": shutil.copytree(at/"served", sys.argv[sys.argv.index("-p") + 1], dirs_exist_ok=True)
+''')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path/'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("KAGGLE_KEY", "0123456789abcdef-not-a-real-key")
+    return tmp_path
+
+
+def built(folder):
+    "The two files of a built folder that the client is asked about."
+    (folder/"dataset").mkdir(parents=True)
+    (folder/"kernel-metadata.json").write_text(json.dumps(dict(id="someone/pispiral-reference-phase-03")))
+    (folder/"dataset"/"dataset-metadata.json").write_text(json.dumps(dict(id="someone/pispiral-1")))
+    return folder
+
+
+def test_push_uploads_once_and_starts(client):
+    folder = built(client/"out")
+    assert "successfully pushed" in push(folder)
+    push(folder)
+    words = [json.loads(line)[:2] for line in (client/"words.jsonl").read_text().splitlines()]
+    assert words.count(["datasets", "create"]) == 1 and words.count(["kernels", "push"]) == 2
+    (client/"refuse").touch() # the client says so and exits with 0
+    with pytest.raises(RuntimeError) as e: push(folder)
+    assert "Kernel push error" in str(e.value) and os.environ["KAGGLE_KEY"] not in str(e.value)
+    assert os.environ["KAGGLE_KEY"] not in (client/"words.jsonl").read_text()
+
+
+def test_pull_doubles_nothing(client, runs):
+    folder = built(client/"out")
+    shutil.copytree(ROOT/"runs"/"reference", client/"served"/"runs"/"reference")
+    with open(client/"served"/"runs"/"reference"/"phase_03"/"items.jsonl", "a") as f: f.write('{"key": "torn')
+    shutil.copytree(ROOT/"runs"/"reference", runs/"reference")
+    here = runs/"reference"/"phase_03"
+    lines = (here/"items.jsonl").read_text().splitlines(keepends=True)
+    (here/"items.jsonl").write_text("".join(lines[:3])) # a session here that was cut short
+    (here/"result.json").unlink()
+    added = pull(folder)["reference"]
+    assert added == {f"phase_{n:02d}": (len(lines) - 3)*(n == 3) for n in range(11)}
+    assert told(read_log(here/"items.jsonl")) == told(map(json.loads, lines))
+    assert json.loads((here/"result.json").read_text())["status"] == "done"
+    before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
+    assert not any(pull(folder)["reference"].values())
+    assert {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()} == before
+
+
+def test_pull_refuses_another_configuration(client, runs):
+    folder, there = built(client/"out"), client/"served"/"runs"/"reference"
+    shutil.copytree(ROOT/"runs"/"reference", runs/"reference")
+    there.mkdir(parents=True)
+    about = json.loads((runs/"reference"/"run.json").read_text())
+    (there/"run.json").write_text(json.dumps({**about, "profile": {**about["profile"], "hybrid_K": 1024}}))
+    before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="another configuration .hybrid_K: 2048 there, 1024 here"): pull(folder)
+    assert {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()} == before
