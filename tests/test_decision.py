@@ -140,4 +140,4 @@ def test_missing_seeds_and_repeated_and_corrupt_lines_are_named(tmp_path):
     seeds = {g.id: g for g in evaluate_gates(one, GATES)}["8.seeds"]
     assert seeds.verdict == "inconclusive" and "3 seeds" in seeds.needs
     with open(folder/"phase_03"/"items.jsonl", "a") as f: f.write("{oops\n")
-    with pytest.raises(ValueError, match=r"phase_03: items.jsonl line \d+ is corrupt"): evaluate_gates(folder, GATES)
+    with pytest.raises(ValueError, match=r"phase_03/items.jsonl line \d+ is corrupt"): evaluate_gates(folder, GATES)

@@ -166,4 +166,4 @@ def test_commands_name_what_is_wrong_with_records(runs):
     assert cli("compare", "mine:hybrid", "theirs", expect=2)[1].strip().count("\n") == 0
     with open(runs/"theirs"/"phase_03"/"items.jsonl", "a") as f: f.write("{oops\n")
     out, err = cli("compare", "mine", "theirs:yarn", expect=2)
-    assert err.strip().endswith("run 'theirs': phase_03: items.jsonl line 4 is corrupt: '{oops'")
+    assert "run 'theirs': phase_03/items.jsonl line 4 is corrupt: '{oops'; delete that line" in err

@@ -6,12 +6,16 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from conftest import BIN, ROOT
-from pispiral.evidence.records import read_log
+from pispiral.evidence.records import Log, read_log
 
 ITEMS = "phase_03/items.jsonl"
+UNIT = ["run", "--profile", "smoke", "--phases", "3"] # eight short questions, without the benchmarks and streams
+for change in ("modes=[rope,hybrid]", "short_lengths=[192,256]", "ruler_tasks=[]", "infinite_tasks=[]", "span_lengths=[]"):
+    UNIT += ["--set", change]
 
 
 def told(records):
@@ -38,33 +42,52 @@ def wait_until_free(path, seconds=60):
     raise AssertionError(f"{path.name} is still being written")
 
 
+def kernels(process):
+    "The kernels of a runner."
+    return [p for p in psutil.Process(process.pid).children() if "ipykernel" in " ".join(p.cmdline())]
+
+
 def test_killed_run_goes_on(runs, cli):
-    words = ("run", "--profile", "smoke", "--phases", "3", "--run-id")
+    words = (*UNIT, "--run-id")
     cli(*words, "whole")
+    log = runs/"killed"/ITEMS
+    process = cli.start(*words, "killed", "--jobs", "2")
+    wait_for_items(log, 2, process)
+    (kernel,) = kernels(process)
+    workers = kernel.children(recursive=True)
+    assert sum("spawn_main" in " ".join(p.cmdline()) for p in workers) == 2
+    kernel.kill() # its notebook's metadata says that it is still running
+    _, err = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("pispiral: phase 3 (core) failed: the kernel died")
+    assert "failed" in cli.here("status", "killed")[0] and not psutil.wait_procs(workers, timeout=20)[1]
+    first = log.read_text()
     process = cli.start(*words, "killed")
-    wait_for_items(runs/"killed"/ITEMS, 2, process)
+    wait_for_items(log, first.count("\n") + 1, process)
     process.kill() # the runner alone: its kernel must notice and stop too
     process.wait()
-    wait_until_free(runs/"killed"/ITEMS)
-    before = (runs/"killed"/ITEMS).read_text()
-    assert 2 <= before.count("\n") < len(read_log(runs/"whole"/ITEMS))
-    with open(runs/"killed"/ITEMS, "a") as f: f.write('{"key": "torn')
+    wait_until_free(log)
+    before = log.read_text()
+    assert before.startswith(first) and 3 <= before.count("\n") < len(read_log(runs/"whole"/ITEMS))
+    with open(log, "a") as f: f.write('{"key": "torn')
     cli(*words, "killed")
-    after = (runs/"killed"/ITEMS).read_text()
+    after = log.read_text()
     assert after.startswith(before) # nothing asked again, nothing lost
-    keys = [r["key"] for r in read_log(runs/"killed"/ITEMS)]
+    keys = [r["key"] for r in read_log(log)]
     assert len(keys) == len(set(keys))
     for name in ("items.jsonl", "metrics.jsonl"):
         assert told(read_log(runs/"killed"/"phase_03"/name)) == told(read_log(runs/"whole"/"phase_03"/name))
 
 
 def test_ctrl_c_stops_and_says_how_to_go_on(runs, cli):
-    process = cli.start("run", "--profile", "smoke", "--phases", "3")
+    process = cli.start("run", "--profile", "smoke", "--phases", "3", "--jobs", "2")
     wait_for_items(runs/"smoke"/ITEMS, 1, process)
+    family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "the same command goes on" in err
     assert read_log(runs/"smoke"/ITEMS)
+    assert len(family) >= 3 and not psutil.wait_procs(family, timeout=20)[1] # the kernel and its workers are gone
 
 
 def papermill(tmp_path, *parameters):
@@ -99,6 +122,9 @@ def test_bare_papermill_refuses_an_unknown_parameter(runs, tmp_path):
     (("--set", "device=gpu"), "device='gpu'"),
     (("--phases", "11"), "0, 1, 2"),
     (("--run-id", "../elsewhere"), "run_id='../elsewhere'"),
+    (("--jobs", "0"), "jobs=0 leaves nobody to work: allowed: 1 and above"),
+    (("--executor", "rayy"), "did you mean 'ray'?"),
+    (("--address", "auto"), "needs executor='ray'"),
 ])
 def test_bad_input_is_one_line_and_writes_nothing(runs, cli, words, says):
     profile = () if "--profile" in words else ("--profile", "smoke")
@@ -116,8 +142,11 @@ def test_bad_input_from_a_terminal(runs, cli):
 def test_a_run_of_another_configuration_is_not_written_over(runs, cli):
     cli("run", "--profile", "smoke", "--phases", "9", "--run-id", "mine")
     before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
-    _, err = cli("run", "--profile", "smoke", "--set", "hybrid_K=1024", "--run-id", "mine", expect=2)
+    _, err = cli.here("run", "--profile", "smoke", "--set", "hybrid_K=1024", "--run-id", "mine", expect=2)
     assert "hybrid_K: 2048 there, 1024 here" in err
+    with Log(runs/"mine"/".lock"): # somebody is at work
+        _, err = cli.here("run", "--profile", "smoke", "--phases", "9", "--run-id", "mine", expect=2)
+    assert err == "pispiral: runs/mine is being worked on by another process: wait for it or stop it\n"
     assert {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()} == before
 
 

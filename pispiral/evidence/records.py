@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'digest', 'read_log', 'Log', 'write_json', 'write_log', 'scrub', 'versions', 'commit', 'hardware']
 
 # %% ../../nbs/4_evidence/41_records.ipynb #79fb1e6a
-import fcntl, hashlib, json, os, platform, re, subprocess, sys, tempfile
+import fcntl, hashlib, json, os, platform, re, subprocess, sys, tempfile, time
 from importlib import metadata
 from pathlib import Path
 
@@ -31,25 +31,34 @@ def read_log(path # a .jsonl file; it need not exist
         try: record = json.loads(line)
         except ValueError: record = None
         if not isinstance(record, dict):
-            raise ValueError(f"{path.name} line {i} is corrupt: {line[:60].decode(errors='replace')!r}")
+            raise ValueError(f"{path.parent.name}/{path.name} line {i} is corrupt: {line[:60].decode(errors='replace')!r}; "
+                             "delete that line, and what it said is asked again")
         out.append(record)
     return out
 
 # %% ../../nbs/4_evidence/41_records.ipynb #ca527cfe
 class Log:
     "An append-only .jsonl file with one writer; opening it removes a torn last line."
-    def __init__(self, path): # the file, made if need be
+    def __init__(self, path, # the file, made if need be
+                 patience=0  # seconds to wait for a process that still holds it
+                ):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.path, "a+b")
-        try: fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.close()
-            raise ValueError(f"{self.path.parent.name}/{self.path.name} is being written by another process: "
-                             "wait for it or stop it") from None
+        self._lock(time.monotonic() + patience)
         self.file.seek(0)
         whole = self.file.read()
         if whole and not whole.endswith(b"\n"): self.file.truncate(whole.rfind(b"\n") + 1)
+
+    def _lock(self, until):
+        while True:
+            try: return fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until: time.sleep(.1)
+                else: break
+        self.file.close()
+        raise ValueError(f"{self.path.parent.name}/{self.path.name} is being written by another process: "
+                         "wait for it or stop it")
 
     @spent("write")
     def append(self, record): # a dict

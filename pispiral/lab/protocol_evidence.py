@@ -23,7 +23,7 @@ from ..evidence.attention_maps import needle_map
 from ..evidence.determinism import Check
 from ..evidence.diagnostics import (collisions, loss_curve, record_offsets, similarity, spectral_summary,
                                            spectrum, token_losses, worst_collision)
-from ..evidence.evaluate import MODES, WINDOWED, Progress, mode_code
+from ..evidence.evaluate import MODES, ORPHAN, WINDOWED, Progress, mode_code
 from ..evidence.records import Log, digest, read_log, write_log
 from ..files import write_text
 from .profiles import repository
@@ -119,7 +119,7 @@ def text_losses(model, arms, # {label: Setting}
         return digest(["loss", s.model, s.code.model_dump(), s.window, s.sinks, s.dtype, s.device.split(":")[0], s.chunk,
                        width, digest(np.asarray(ids).tolist()), *([s.attractor] if s.attractor else [])])
     wanted = [(label, s, name, ids, key(s, ids)) for label, s in arms.items() for name, ids in texts.items()]
-    with Log(folder/"losses.jsonl") as log:
+    with Log(folder/"losses.jsonl", ORPHAN) as log:
         known = {r["key"]: r for r in read_log(folder/"losses.jsonl")}
         todo = [w for w in wanted if w[-1] not in known]
         progress = Progress(sum(len(w[3]) - 1 for w in todo), f"{len(todo)} texts")
@@ -172,7 +172,7 @@ def drift_table(records, reference): # DataFrame: one row a mode and span
 def attention_rows(model, tok, profile, folder): # list of dicts: mode, length, depth, needle_at, needle_len, tokens, layers
     "attention.jsonl: where the last token looks in the last layers, for a needle at each depth under each map mode."
     arms, key = settings(profile, profile.map_modes), lambda s, it: digest(["map", s.key(it)])
-    with Log(folder/"attention.jsonl") as log:
+    with Log(folder/"attention.jsonl", ORPHAN) as log:
         known = {r["key"]: r for r in read_log(log.path)}
         asked = [(s, niah_item(tok, profile.map_length, d, 0, profile.haystack, profile.value))
                  for s in arms.values() for d in profile.map_depths]

@@ -126,4 +126,6 @@ def load_model(name:str="smollm2-135m-instruct", # packaged name, folder or hub 
     model = AutoModelForCausalLM.from_pretrained(where, config=config, dtype=DTYPES[dtype], **SAFE, **asked_for).eval()
     if not asked_for: model = model.to(device)
     set_attractor(set_code(model, cfg, **span, backend=backend), attractor)
+    source = str(Path(where).resolve()) if name not in MODELS and Path(where).is_dir() else name
+    model.loaded_as = dict(name=source, dtype=dtype, attn_backend=backend, quantize=quantize, offload=offload)
     return model, AutoTokenizer.from_pretrained(where, trust_remote_code=False)

@@ -22,6 +22,7 @@ from plotly.subplots import make_subplots
 from ..evidence.records import digest
 from ..files import write_text
 from ..ledger import spent
+from . import drawing # watches kaleido from here on
 from ..verdict.stats import auc_over_depth, wilson
 
 # %% ../../nbs/6_publish/61_figures.ipynb #f9c3b186

@@ -57,13 +57,6 @@ def _item(row:dict, # a line of items.jsonl
 # %% ../../nbs/5_verdict/50_observed.ipynb #9ca831f6
 def _short(value): return f"{value:g}" if isinstance(value, float) else str(value)
 
-def _log(path:Path, # a .jsonl file of a phase
-         folder:Path # the run's folder
-        ) -> list: # its records
-    "A log; a corrupt line is a ValueError naming phase, file and line, a torn last line is left out."
-    try: return read_log(path)
-    except ValueError as e: raise ValueError(f"{path.parent.relative_to(folder)}: {e}") from None
-
 def _json(path:Path, # a JSON file
           folder:Path # the run's folder
          ) -> dict: # its content, {} where there is none
@@ -82,8 +75,8 @@ def load_records(run_dir # runs/<run_id>
     for sub in sorted(folder.glob("phase_[0-9][0-9]")):
         phase, where = int(sub.name[-2:]), f"{sub.name}/items.jsonl"
         if (result := _json(sub/"result.json", folder)): results[phase] = result
-        metrics += [{**row, "phase": phase} for row in _log(sub/"metrics.jsonl", folder)]
-        for row in _log(sub/"items.jsonl", folder):
+        metrics += [{**row, "phase": phase} for row in read_log(sub/"metrics.jsonl")]
+        for row in read_log(sub/"items.jsonl"):
             new = _item(row, where)
             item = items.setdefault(new["key"], new)
             for k in ("score", "pair", "mode", *VARIANT):

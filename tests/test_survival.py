@@ -1,0 +1,218 @@
+"What goes wrong while a run works: kills, full and read-only disks, spoiled logs, lost memory, NaNs, clocks."
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+import torch
+
+import asking
+from conftest import BIN, ROOT
+from pispiral.evidence.evaluate import evaluate
+from pispiral.evidence.records import read_log, write_json
+from pispiral.lab.profiles import load_profile
+from test_run import UNIT, told, wait_until_free
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return asking.save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny, tmp_path_factory):
+    "The folder of a grid that nothing happened to."
+    out = tmp_path_factory.mktemp("unbroken")
+    asking.ask(tiny, out)
+    return out
+
+
+def same(out, unbroken):
+    "Nothing lost, nothing doubled, the same metrics."
+    keys = [r["key"] for r in read_log(out/"items.jsonl")]
+    assert len(keys) == len(set(keys))
+    for name in ("items.jsonl", "metrics.jsonl"):
+        assert told(read_log(out/name)) == told(read_log(unbroken/name)), name
+
+
+@contextmanager
+def small_disk(folder, size="256k"):
+    "A tmpfs; skips where mounting is not allowed."
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode: pytest.skip(f"no tmpfs here: {done.stderr.strip()}")
+    try: yield folder
+    finally: subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder, leave=0):
+    "Take all room of a small disk but the last `leave` bytes."
+    filler = folder/"filler"
+    with open(filler, "wb", buffering=0) as f:
+        try:
+            while f.write(bytes(4096)): pass
+        except OSError: pass
+        f.truncate(max(0, f.tell() - leave))
+    return filler
+
+
+def forked(model, out):
+    "A process that asks the grid; a fork has its imports already."
+    pid = os.fork()
+    if pid: return pid
+    try: asking.ask(model, out)
+    finally: os._exit(0)
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_lose_and_double_nothing(tiny, unbroken, tmp_path, kills):
+    seed, killed, finished, in_the_midst = random.randrange(10**6), 0, 0, 0
+    rng, out, begin = random.Random(seed), tmp_path/"0", time.monotonic()
+    os.waitpid(forked(tiny, tmp_path/"first"), 0)
+    took = time.monotonic() - begin
+    while killed < kills:
+        before = read_log(out/"items.jsonl")
+        pid = forked(tiny, out)
+        time.sleep(rng.random()*took)
+        os.kill(pid, signal.SIGKILL)
+        broken = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        after = read_log(out/"items.jsonl")
+        assert after[:len(before)] == before
+        killed, in_the_midst = killed + broken, in_the_midst + (broken and len(before) < len(after) < 12)
+        if not broken:
+            finished += 1
+            same(out, unbroken)
+            out = tmp_path/str(finished)
+    asking.ask(tiny, out)
+    same(out, unbroken)
+    print(f"seed {seed}: {killed} kills, {in_the_midst} of them between the first and the last item; {finished} grids finished before theirs")
+
+
+@pytest.mark.slow
+def test_100_kills_over_a_smoke_run(runs, cli):
+    begin = time.monotonic()
+    cli(*UNIT, "--run-id", "whole")
+    whole, rng, resumed, log = time.monotonic() - begin, random.Random(0), 0, runs/"killed"/"phase_03"/"items.jsonl"
+    for i in range(100):
+        before = read_log(log)
+        process = cli.start(*UNIT, "--run-id", "killed", *(["--again"] if i % 2 else []))
+        time.sleep(rng.random()*whole)
+        victim = process if i % 3 or not (kernels := psutil.Process(process.pid).children()) else kernels[0]
+        victim.kill() # the runner, or one time in three its kernel
+        process.communicate()
+        if log.exists(): wait_until_free(log)
+        after = read_log(log)
+        assert after[:len(before)] == before
+        resumed += len(after) > len(before)
+    cli(*UNIT, "--run-id", "killed", "--again")
+    print(f"a run of {whole:.0f} s killed 100 times; {resumed} of them wrote items")
+    same(log.parent, runs/"whole"/"phase_03")
+
+
+def test_a_full_disk_is_one_line_and_the_grid_goes_on_when_there_is_room(tiny, unbroken, tmp_path):
+    with small_disk(tmp_path/"disk") as disk:
+        filler = fill(disk, leave=8192)
+        with pytest.raises(OSError, match="No space left on device"): asking.ask(tiny, disk/"grid")
+        some = read_log(disk/"grid"/"items.jsonl")
+        assert 0 < len(some) < len(read_log(unbroken/"items.jsonl"))
+        filler.unlink()
+        asking.ask(tiny, disk/"grid")
+        assert read_log(disk/"grid"/"items.jsonl")[:len(some)] == some
+        same(disk/"grid", unbroken)
+
+
+def test_a_full_disk_from_the_command_line(tmp_path, cli, monkeypatch):
+    with small_disk(tmp_path/"disk") as disk:
+        monkeypatch.setenv("PISPIRAL_RUNS", str(disk))
+        fill(disk)
+        _, err = cli.here("run", "--profile", "smoke", "--phases", "9", expect=1)
+        assert "No space left on device; make room, and the same command goes on" in err and err.count("\n") == 1
+        assert not list(disk.glob("smoke/*"))
+
+
+def test_a_read_only_folder_is_one_line(tmp_path, cli, monkeypatch):
+    with small_disk(tmp_path/"disk") as disk:
+        monkeypatch.setenv("PISPIRAL_RUNS", str(disk))
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        _, err = cli.here("run", "--profile", "smoke", "--phases", "9", expect=1)
+        assert "Read-only file system; name a folder for runs that can be written" in err and err.count("\n") == 1
+
+
+def test_a_garbage_line_is_named_and_taking_it_out_is_enough(tiny, unbroken, tmp_path, runs, cli):
+    folder = runs/"mine"/"phase_03"
+    write_json(runs/"mine"/"run.json", dict(profile=load_profile("smoke", {}).model_dump()))
+    folder.mkdir()
+    lines = (unbroken/"items.jsonl").read_bytes().splitlines(keepends=True)
+    (folder/"items.jsonl").write_bytes(lines[0] + b"\x00\xff garbage\n" + b"".join(lines[2:]) + b'{"key": "torn')
+    _, err = cli.here("status", "mine", expect=2)
+    assert "phase_03/items.jsonl line 2 is corrupt" in err and "delete that line" in err and err.count("\n") == 1
+    with pytest.raises(ValueError, match="line 2 is corrupt"): asking.ask(tiny, folder)
+    (folder/"items.jsonl").write_bytes(b"".join([lines[0], *lines[2:]]) + b'{"key": "torn')
+    asking.ask(tiny, folder)
+    same(folder, unbroken)
+
+
+def test_a_nan_is_noted_and_the_run_goes_on(tmp_path):
+    from pispiral.model.loading import load_model
+    model, tok = load_model(dtype="float32", device="cpu")
+    (question, other), settings = grid_of_two(tok)
+    only = next(t for t in other[1].ids if t not in question[1].ids)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone()) # not the embedding's any more
+    with torch.no_grad(): model.model.embed_tokens.weight[int(only)] = float("nan")
+    with torch.inference_mode(): found = evaluate(model, tok, [other, question], settings, tmp_path)
+    assert [r["prompt_hash"] for r in found] == [question[1].prompt_hash]
+    (lost,) = read_log(tmp_path/"skipped.jsonl")
+    assert "logits are not finite" in lost["why"]
+
+
+def grid_of_two(tok):
+    questions, settings = asking.grid(tok, length=160, depths=(.5,), seeds=2)
+    return questions[:2], settings
+
+
+STARVE = """
+import resource, sys
+from pathlib import Path
+import torch
+import asking
+from pispiral.evidence import evaluate as room
+from pispiral.model.loading import load_model
+model, tok = load_model(sys.argv[1], dtype="float32", device="cpu")
+questions, settings = asking.grid(tok, length=256, depths=(.5,), seeds=1)
+long = asking.grid(tok, length=4096, depths=(.5,), seeds=1)[0]
+with torch.inference_mode():
+    room.evaluate(model, tok, questions[:1], settings, Path(sys.argv[2])/"warm") # kernels set up their scratch room
+    held = int(Path("/proc/self/statm").read_text().split()[0])*resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + 2**20, -1))
+    wide = {m: s._replace(chunk=4096) for m, s in settings.items()}
+    room.evaluate(model, tok, [long[0], questions[1]], wide, Path(sys.argv[2])/"starved")
+"""
+
+
+def test_memory_that_the_system_refuses_is_noted_and_the_run_goes_on(tmp_path):
+    wide = asking.save_tiny(tmp_path/"wide", width=512)
+    subprocess.run([BIN/"python", "-c", STARVE, wide, tmp_path], check=True, env={**os.environ, "PYTHONPATH": str(ROOT/"tests"),
+                   "MALLOC_ARENA_MAX": "1"})
+    (lost,) = read_log(tmp_path/"starved"/"skipped.jsonl")
+    assert lost["length"] == 4096 and "out of memory in chunks of 4096 tokens and of 2048" in lost["why"]
+    assert [r["length"] for r in read_log(tmp_path/"starved"/"items.jsonl")] == [256]
+
+
+def test_clocks_may_jump(tmp_path, monkeypatch):
+    from pispiral.lab import runner
+    monkeypatch.setenv("PISPIRAL_RUNS", str(tmp_path))
+    profile, folder, clock = load_profile("smoke", {}), tmp_path/"smoke", iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: next(clock)) # an hour back at every look
+    write_json(folder/"run.json", dict(profile=profile.model_dump()))
+    for n, more in (9, {}), (10, {}), (9, dict(found=1)): # the decision, and then something new
+        runner.Phase(n, profile, folder).finish(**more)
+        result = folder/f"phase_{n:02d}"/"result.json"
+        os.utime(result, (next(clock),)*2)
+        assert runner.phase_done(folder, n) and json.loads(result.read_text())["seconds"] >= 0
+        if n == 10: assert not runner._outdated(folder)
+    assert runner._outdated(folder)
