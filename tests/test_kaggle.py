@@ -80,7 +80,8 @@ def stopped_session(make, setup, asking, total):
     raise AssertionError("no budget ended a session between two questions")
 
 
-@pytest.mark.parametrize("overrides", [CUT, pytest.param({}, marks=pytest.mark.slow)], ids=["cut", "smoke"])
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [CUT, {}], ids=["cut", "smoke"])
 def test_two_sessions_equal_one(tmp_path, runs, image, overrides):
     def folder(name, **how): return build("smoke", 3, "someone", tmp_path/name, {**overrides, **how}, "cut", accelerator="none")
     temp = tmp_path/"temp"
