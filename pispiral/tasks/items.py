@@ -69,10 +69,13 @@ def _once(tok, key, make):
     return kept[key]
 
 def token_ids(tok, # a transformers tokenizer
-              text:str
-             ): # list of ids
+              text # str, or a list of them
+             ): # list of ids, or a list of those
     "The ids of `text` alone, without special tokens around it."
-    return tok(text, add_special_tokens=False).input_ids
+    fast = getattr(tok, "backend_tokenizer", None)
+    if isinstance(text, str) or fast is None or fast.truncation or fast.padding:
+        return tok(text, add_special_tokens=False).input_ids
+    return [e.ids for e in fast.encode_batch_fast(text, add_special_tokens=False)] # no masks and offsets of each text
 
 def _lead(tok):
     "What a sentence inside a text begins with: a space, or nothing if the tokenizer marks word starts by itself."
