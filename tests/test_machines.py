@@ -41,11 +41,13 @@ def free_ports():
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     "Two nodes of one processor each, on this machine."
-    os.environ |= dict(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR="/tmp/pispiral-ray", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", # loopback, whatever else this machine is called
+    os.environ |= dict(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR="/tmp/pispiral-ray",
+                       RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", # loopback, whatever else this machine is called
+                       RAY_worker_niceness="0",               # Ray's workers give way to all else unless told
                        PYTHONPATH=os.pathsep.join([str(ROOT/"tests"), os.environ.get("PYTHONPATH", "")]))
     import ray
     from ray.cluster_utils import Cluster
-    for attempt in range(3):
+    for attempt in range(2):
         nodes = Cluster()
         try:
             for _ in range(2): nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80*2**20, include_dashboard=False,
@@ -54,7 +56,7 @@ def cluster(tmp_path_factory):
             break
         except Exception as e: # a node gives up when its agents take long to start
             nodes.shutdown()
-            if attempt == 2: pytest.skip(f"Ray does not start here: {str(e).splitlines()[0]}")
+            if attempt == 1: pytest.skip(f"Ray does not start here: {str(e).splitlines()[0]}")
     yield nodes
     clusters.dismiss()
     ray.shutdown()

@@ -77,8 +77,10 @@ def test_kills_at_random_moments_lose_and_double_nothing(tiny, unbroken, tmp_pat
     took = time.monotonic() - begin
     while killed < kills:
         before = read_log(out/"items.jsonl")
-        pid = forked(tiny, out)
-        time.sleep(rng.random()*took)
+        pid, end = forked(tiny, out), time.monotonic() + took
+        if killed % 2: # every other time once it has begun to ask
+            while len(read_log(out/"items.jsonl")) == len(before) and time.monotonic() < end: time.sleep(.002)
+        time.sleep(rng.random()*(.5 if killed % 2 else took))
         os.kill(pid, signal.SIGKILL)
         broken = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         after = read_log(out/"items.jsonl")

@@ -84,6 +84,6 @@ def ledger_table(run): # DataFrame, a row a phase, and the sum
 def expected_table(run): # DataFrame
     "What was expected of each planned piece of work, and what it took, in seconds."
     import pandas as pd
-    rows = [dict(phase=n, what=what, expected=want, actual=took, ratio=took/want if want else None)
-            for n, l in _ledgers(run).items() for what, (want, took) in l["expected"].items()]
+    rows = [dict(phase=n, what=what, expected=want, actual=took, ratio=took/want)
+            for n, l in _ledgers(run).items() for what, (want, took) in l["expected"].items() if want] # nothing new, nothing said
     return pd.DataFrame(rows, columns=["phase", "what", "expected", "actual", "ratio"]).round(2)

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from ..evidence.records import read_log
 from ..files import write_text
+from .cost import planned_table, spent_table
 from .figures import PAGE, in_order, length_curves
 from .formats import Cell, Table, number, proportion, to_html
 from .run_figures import Drawn, all_figures
@@ -257,7 +258,8 @@ def report_html(res:Results,
         ("figures", "Figures", drawn if "<figure" in drawn else "<p>No figure: not run.</p>"),
         ("tables", "Tables", "".join(to_html(t) for n, t in tables.items() if n not in ("gates", "times"))),
         ("left", "Not run", to_html(open_parts) if left else "<p>Nothing was left out.</p>"),
-        ("cost", "Slowest cells and time", to_html(_slowest(res)) + to_html(tables["times"])),
+        ("cost", "Slowest cells and time", to_html(_slowest(res)) + to_html(tables["times"])
+         + "".join(to_html(t(res.rec.folder)) for t in (spent_table, planned_table))),
         ("environment", "Environment", _environment(res)), ("records", "Records", _records_part(res)),
         ("notebooks", "Notebooks", _notebooks(res))])
 

@@ -7,7 +7,7 @@ __all__ = ['VALUES', 'HAYSTACKS', 'Item', 'item_rng', 'token_ids', 'line_ids', '
            'Haystack', 'haystack', 'Frame', 'frame', 'assemble']
 
 # %% ../../nbs/2_tasks/21_items.ipynb #3ca77f34
-import re, uuid
+import json, re, uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -68,11 +68,30 @@ def _once(tok, key, make):
     if key not in kept: kept[key] = make()
     return kept[key]
 
+_CUT = r"(?<=\S)(?=[ \n])|(?<=[a-z])(?=-)|(?<=_)(?=[0-9])|(?<=[0-9])(?=\()" # where one kind of character ends
+_WORDS = re.compile(_CUT).split
+
+def _by_words(tok):
+    "Does this tokenizer cut as GPT-2's does and no more, so that a text's ids are those of its words in a row?"
+    fast = tok.backend_tokenizer # no piece of GPT-2's pattern goes on from one kind of character to another, or into white space
+    cut = json.loads(fast.pre_tokenizer.__getstate__()) if fast.pre_tokenizer else {}
+    return (fast.normalizer is None and cut.get("type") == "ByteLevel" and cut["use_regex"] and not cut["add_prefix_space"]
+            and not any(re.search(_CUT, t.content) for t in fast.get_added_tokens_decoder().values()))
+
 def token_ids(tok, # a transformers tokenizer
-              text:str
-             ): # list of ids
+              text # str, or a list of them
+             ): # list of ids, or a list of those
     "The ids of `text` alone, without special tokens around it."
-    return tok(text, add_special_tokens=False).input_ids
+    fast = getattr(tok, "backend_tokenizer", None)
+    if isinstance(text, str) or fast is None or fast.truncation or fast.padding:
+        return tok(text, add_special_tokens=False).input_ids
+    encode = lambda texts: [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
+    few = [w for t in text[:64] for w in _WORDS(t)]
+    if len(text) < 64 or 2*len(set(few)) > len(few) or not _once(tok, "words", lambda: _by_words(tok)): return encode(text)
+    words = [_WORDS(t) for t in text] # the same words again and again: each is looked up once
+    known = list(dict.fromkeys(chain.from_iterable(words)))
+    known = dict(zip(known, encode(known)))
+    return [[i for w in ws for i in known[w]] for ws in words]
 
 def _lead(tok):
     "What a sentence inside a text begins with: a space, or nothing if the tokenizer marks word starts by itself."
