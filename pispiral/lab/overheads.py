@@ -6,7 +6,7 @@
 __all__ = ['start_cases', 'papermill_cases', 'record_cases', 'publish_cases']
 
 # %% ../../nbs/7_lab/77c_overheads.ipynb #f456cfa7
-import logging, subprocess, sys, tempfile, time
+import logging, os, subprocess, sys, tempfile
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import nbformat
 from ..evidence.evaluate import Setting, item_record, mode_code
 from ..evidence.records import Log
 from .profiles import repository
-from .timing import pair_row, seconds, side_by_side
+from .timing import NotHere, side_by_side
 from ..tasks.niah import niah_item
 
 # %% ../../nbs/7_lab/77c_overheads.ipynb #adfa30bf
@@ -23,7 +23,8 @@ _CLI = "from pispiral.lab.cli import app; app({!r})"
 
 def start_cases(repeats): # rows
     "The package's import, the command's help and the state of the reference run."
-    python = lambda *words: partial(subprocess.run, [sys.executable, *words], check=True, capture_output=True, cwd=repository())
+    here = {k: v for k, v in os.environ.items() if k != "PISPIRAL_RUNS"} # the reference run is the repository's
+    python = lambda *words: partial(subprocess.run, [sys.executable, *words], check=True, capture_output=True, cwd=repository(), env=here)
     for case, words in (("import_pispiral", "import pispiral"), ("cli_help", _CLI.format(["--help"])),
                         ("status", _CLI.format(["status", "reference"]))):
         yield side_by_side(case, python("-c", words), "python", python("-c", ""), repeats)
@@ -62,8 +63,10 @@ def record_cases(repeats, length=512): # rows
 def publish_cases(repeats): # rows
     "The reference run's figures, and its paper."
     from pispiral.lab.publishing import open_publication
+    from pispiral.lab.runner import runs_dir
     from pispiral.publish.paper import make_paper
     from pispiral.publish.run_figures import all_figures
+    if not (runs_dir()/"reference"/"run.json").exists(): raise NotHere("the reference run is not where PISPIRAL_RUNS points")
     pub = open_publication("reference")
     drawn = all_figures(pub.res, pub.figures)
     bare = lambda: [d.figure.to_image("pdf") for d in drawn]
