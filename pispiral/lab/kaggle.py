@@ -52,14 +52,19 @@ def pure_wheel(name, # an installed package without machine code
               ):     # its path
     "An installed package as a wheel."
     dist = metadata.distribution(name)
-    info = next(f.parts[0] for f in dist.files if f.parts[0].endswith(".dist-info"))
-    files = sorted(f for f in dist.files if ".." not in f.parts and "__pycache__" not in f.parts
+    info = f"{dist.name.replace('-', '_')}-{dist.version}.dist-info"
+    files = sorted(f for f in dist.files if ".." not in f.parts and "__pycache__" not in f.parts and f.locate().is_file()
+                   and not f.parts[0].endswith(".egg-info")
                    and f.name not in ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json"))
+    made = {} if f"{info}/METADATA" in map(str, files) else { # an older pip installed it with setup.py
+        f"{info}/METADATA": dist.read_text("PKG-INFO"),
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: pispiral\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
     path = Path(out)/f"{info.removesuffix('.dist-info')}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         def add(name, data): z.writestr(zipfile.ZipInfo(name, (2023, 11, 14, 0, 0, 0)), data)
         for f in files: add(str(f), f.read_binary())
-        add(f"{info}/RECORD", "".join(f"{f},,\n" for f in (*files, f"{info}/RECORD")))
+        for f, text in made.items(): add(f, text)
+        add(f"{info}/RECORD", "".join(f"{f},,\n" for f in (*files, *made, f"{info}/RECORD")))
     return path
 
 # %% ../../nbs/7_lab/78_kaggle.ipynb #3d0b4484
