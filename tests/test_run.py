@@ -14,7 +14,8 @@ from pispiral.evidence.records import Log, read_log
 
 ITEMS = "phase_03/items.jsonl"
 UNIT = ["run", "--profile", "smoke", "--phases", "3"] # eight short questions, without the benchmarks and streams
-for change in ("modes=[rope,hybrid]", "short_lengths=[192,256]", "ruler_tasks=[]", "infinite_tasks=[]", "span_lengths=[]"):
+for change in ("modes=[rope,yarn]", "core_modes=[rope,yarn]", "short_lengths=[192,256]", "ruler_tasks=[]",
+               "infinite_tasks=[]", "span_lengths=[]"):
     UNIT += ["--set", change]
 
 
