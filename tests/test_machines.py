@@ -1,5 +1,6 @@
 "Many machines: workers that are processes, a Ray cluster of two nodes, and submitit, against one process."
 import os
+import tempfile
 import socket
 import time
 from importlib.util import find_spec
@@ -41,7 +42,7 @@ def free_ports():
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     "Two nodes of one processor each, on this machine."
-    os.environ |= dict(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR="/tmp/pispiral-ray",
+    os.environ |= dict(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR=os.path.join(tempfile.gettempdir(), "pispiral-ray"),
                        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", # loopback, whatever else this machine is called
                        RAY_worker_niceness="0",               # Ray's workers give way to all else unless told
                        PYTHONPATH=os.pathsep.join([str(ROOT/"tests"), os.environ.get("PYTHONPATH", "")]))
