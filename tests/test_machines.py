@@ -1,7 +1,8 @@
 "Many machines: workers that are processes, a Ray cluster of two nodes, and submitit, against one process."
+import math
 import os
-import tempfile
 import socket
+import tempfile
 import time
 from importlib.util import find_spec
 
@@ -11,8 +12,10 @@ import pytest
 import arithmetic
 import asking
 from conftest import ROOT
+from pispiral import deadline
 from pispiral.evidence import clusters, executors
 from pispiral.evidence.executors import answered
+from pispiral.evidence.records import read_log
 from test_survival import same, tiny, unbroken  # noqa: F401 fixtures
 
 ray_here = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
@@ -83,6 +86,19 @@ def answers_through_kills(crew, kills, rounds, todo, every=6):
 def test_a_worker_killed_again_and_again_loses_and_doubles_nothing():
     crew = executors.Processes(arithmetic.job(20_000), ["cpu"]*2, 1)
     answers_through_kills(crew, 10, 20_000, arithmetic.cells(10, 8))
+
+
+def test_time_that_is_over_ends_the_workers_too(tiny, unbroken, tmp_path, asked_by, monkeypatch):
+    hours = iter([math.inf]*4)
+    with monkeypatch.context() as over:
+        over.setattr(deadline, "left", lambda: next(hours, 0))
+        with pytest.raises(deadline.OutOfTime, match="of 12 questions left"): asked_by(tmp_path/"grid", tiny, "local", 2)
+    assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    some = read_log(tmp_path/"grid"/"items.jsonl")
+    assert 0 < len(some) < 12
+    asked_by(tmp_path/"grid", tiny, "local", 2)
+    assert read_log(tmp_path/"grid"/"items.jsonl")[:len(some)] == some
+    same(tmp_path/"grid", unbroken)
 
 
 @ray_here

@@ -16,7 +16,7 @@ from conftest import BIN, ROOT
 from pispiral.evidence.evaluate import evaluate
 from pispiral.evidence.records import read_log, write_json
 from pispiral.lab.profiles import load_profile
-from test_run import UNIT, told, wait_until_free
+from test_run import UNIT, told, wait_for_items, wait_until_free
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,27 @@ def test_a_full_disk_from_the_command_line(tmp_path, cli, monkeypatch):
         _, err = cli.here("run", "--profile", "smoke", "--phases", "9", expect=1)
         assert "No space left on device; make room, and the same command goes on" in err and err.count("\n") == 1
         assert not list(disk.glob("smoke/*"))
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_while_a_run_works(tmp_path, cli, monkeypatch):
+    with small_disk(tmp_path/"disk", "64m") as disk:
+        monkeypatch.setenv("PISPIRAL_RUNS", str(disk))
+        cli(*UNIT, "--run-id", "whole")
+        log = disk/"filled"/"phase_03"/"items.jsonl"
+        process = cli.start(*UNIT, "--run-id", "filled")
+        wait_for_items(log, 2, process)
+        filler = fill(disk)
+        _, err = process.communicate()
+        assert process.returncode == 1 and "No space left on device" in err and "Traceback" not in err
+        assert err.splitlines()[-1].startswith("pispiral: ") and "the same command goes on" in err.splitlines()[-1]
+        some = read_log(log)
+        assert 2 <= len(some) < len(read_log(disk/"whole"/"phase_03"/"items.jsonl"))
+        assert cli.here("status", "filled")
+        filler.unlink()
+        cli(*UNIT, "--run-id", "filled")
+        assert read_log(log)[:len(some)] == some
+        same(log.parent, disk/"whole"/"phase_03")
 
 
 def test_a_read_only_folder_is_one_line(tmp_path, cli, monkeypatch):
