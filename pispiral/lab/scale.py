@@ -73,7 +73,11 @@ def prediction_table(items, # of `small_items`
         took, said = sum(r["seconds"] for r in asked), float(predict(fit_cost(known, shape, tok), asked, shape, tok).sum())
         rows.append({"predicted": what, "from": origin, "items": len(asked), "measured (s)": round(took, 1),
                      "predicted (s)": round(said, 1), "off": round(said/took - 1, 3)})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    whole = table.iloc[:len(items)][["items", "measured (s)", "predicted (s)"]].sum()
+    off = round(whole["predicted (s)"]/whole["measured (s)"] - 1, 3)
+    table.loc[len(table)] = ["the whole run", "each phase from the others", int(whole["items"]), *whole.round(1).iloc[1:], off]
+    return table
 
 # %% ../../nbs/7_lab/79_scale.ipynb #b79494ca
 class Cell(NamedTuple):
