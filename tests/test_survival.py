@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -16,7 +16,7 @@ from conftest import BIN, ROOT
 from pispiral.evidence.evaluate import evaluate
 from pispiral.evidence.records import read_log, write_json
 from pispiral.lab.profiles import load_profile
-from test_run import UNIT, told, wait_for_items, wait_until_free
+from test_run import ITEMS, UNIT, kernels, told, wait_for_items, wait_until_free
 
 
 @pytest.fixture(scope="module")
@@ -96,24 +96,32 @@ def test_kills_at_random_moments_lose_and_double_nothing(tiny, unbroken, tmp_pat
 
 
 @pytest.mark.slow
-def test_100_kills_over_a_smoke_run(runs, cli):
+def test_100_kills_over_smoke_runs(runs, cli):
     begin = time.monotonic()
     cli(*UNIT, "--run-id", "whole")
-    whole, rng, resumed, log = time.monotonic() - begin, random.Random(0), 0, runs/"killed"/"phase_03"/"items.jsonl"
-    for i in range(100):
+    took, whole = time.monotonic() - begin, read_log(runs/"whole"/ITEMS)
+    rng, killed, finished, in_the_midst = random.Random(0), 0, 0, 0
+    while killed < 100:
+        log = runs/f"killed{finished}"/ITEMS
         before = read_log(log)
-        process = cli.start(*UNIT, "--run-id", "killed", *(["--again"] if i % 2 else []))
-        time.sleep(rng.random()*whole)
-        victim = process if i % 3 or not (kernels := psutil.Process(process.pid).children()) else kernels[0]
-        victim.kill() # the runner, or one time in three its kernel
+        process = cli.start(*UNIT, "--run-id", f"killed{finished}")
+        if killed % 2: # every other time once it has begun to ask
+            with suppress(AssertionError): wait_for_items(log, len(before) + 1, process)
+            time.sleep(rng.random()*.3)
+        else: time.sleep(rng.random()*took)
+        victim = process if killed % 3 or not (found := kernels(process)) else found[0] # or, one time in three, its kernel
+        killed += process.poll() is None
+        victim.kill()
         process.communicate()
         if log.exists(): wait_until_free(log)
         after = read_log(log)
         assert after[:len(before)] == before
-        resumed += len(after) > len(before)
-    cli(*UNIT, "--run-id", "killed", "--again")
-    print(f"a run of {whole:.0f} s killed 100 times; {resumed} of them wrote items")
-    same(log.parent, runs/"whole"/"phase_03")
+        in_the_midst += len(before) < len(after) < len(whole)
+        if len(after) < len(whole): continue
+        cli(*UNIT, "--run-id", f"killed{finished}")
+        same(log.parent, runs/"whole"/"phase_03")
+        finished += 1
+    print(f"a run of {took:.0f} s killed {killed} times, {in_the_midst} of them between two of its items; {finished} runs finished in spite of it")
 
 
 def test_a_full_disk_is_one_line_and_the_grid_goes_on_when_there_is_room(tiny, unbroken, tmp_path):
