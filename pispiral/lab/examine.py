@@ -20,7 +20,7 @@ from ..files import write_text
 from .protocol import settings
 from .protocol_evidence import text_losses
 from ..model.loading import set_attractor
-from ..model.retrieval import HELD_OUT, unseen_seeds
+from ..model.passages import HELD_OUT, unseen_seeds
 from ..publish.tables import markdown_table
 from ..tasks.niah import niah_item
 from ..tasks.shortqa import shortqa_item
