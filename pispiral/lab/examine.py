@@ -27,9 +27,29 @@ from ..tasks.shortqa import shortqa_item
 from ..verdict.stats import non_inferior, paired_t, wilson
 
 # %% ../../nbs/7_lab/72f_examine.ipynb #5795ed34
-NEW = ("Nobody but the keeper of {k} knows the digits {v}.", "To reach {k}, dial {v} and wait.",
-          "On the door of {k} someone had painted {v} in white.", "The archive lists {k} as item {v}.")
-UNSEEN = (*HELD_OUT, *NEW)
+NEW = ("The passkey for {k} is {v}; remember it, because you will be asked about it later.",
+    "{v} is the access code that was assigned to {k}.", "Customer {k} can be reached by phone at {v} on weekdays.",
+    "The secret PIN of {k} is {v}",
+    "When the old locksmith finally opened the drawer marked {k}, he found a card bearing its combination: {v}.",
+    "Please note that the employee ID belonging to {k} was changed to {v} earlier this spring.",
+    "Line {k}: the REGISTER_CONTENT of this line is <{v}>",
+    "Use {v} whenever the system prompts you for the password to {k}.",
+    '"If you ever need to get into {k}," whispered Marta, "type {v} and wait for the green light."',
+    "According to the ledger, account number {v} belongs to {k} and to nobody else.",
+    "The warehouse clerk scribbled {v} next to {k} on the inventory sheet as its serial number.",
+    "Key: {k}, with the corresponding value recorded as {v}.",
+    "Among all the entries in the archive, {k} is the one filed under number {v}.",
+    "It took the radio operator three nights to learn that the call number of {k} was {v}.",
+    "With {v} stamped on its hull as a registration number, the boat named {k} left port at dawn.",
+    "Here is an important fact to memorize: the lucky number of {k} equals {v}.",
+    "The database maps {k} to {v}, and this mapping never changes.",
+    "My grandmother's safe, which she always called {k}, opens only with the digits {v}.",
+    "Tracking number {v} was issued this morning for the parcel labelled {k}.",
+    "For the project known as {k}, the final invoice number came out as {v}, the auditors confirmed.",
+    "Do not forget that {k} has the code {v}.",
+    "Seven digits, {v}, were all the spy had been told to recite as the identification number of {k}.",
+    "Anyone asking for the verification token of {k} should be given {v} without further questions.")
+UNSEEN = (*NEW, *HELD_OUT)
 
 # %% ../../nbs/7_lab/72f_examine.ipynb #8355e8e4
 def needle_questions(tok, lengths, # tokens
@@ -82,7 +102,7 @@ _REPORT = """# {name}, examined
 
 Made by `{command}`. Window {window}, sinks {sinks}, {dtype}. Prose that training did not see; sentences not trained on,
 NIAH's question, a number of seven digits that must be the answer digit for digit. Sentences "held out" were kept from
-training and looked at while its recipe was made; "new" ones were written when the checkpoint was finished.
+training and looked at while its recipe was made; "new" ones were written by somebody who had not seen training's.
 
 {table}
 

@@ -75,7 +75,7 @@ def make_pool(model, passages, tick=None): # Pool
 class RetrievalConfig(BaseModel):
     "What adapters are trained on."
     model_config = ConfigDict(extra="forbid", frozen=True)
-    pool: int = Field(1600, ge=32)         # needles
+    pool: int = Field(4000, ge=32)         # needles
     gap: int = Field(131072, ge=64)        # longest distance, tokens
     leak: float = Field(4., ge=1)          # the hay's part is multiplied by up to this
     gate_weight: float = Field(.3, ge=0)   # of the gates' cross entropy
