@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NEEDLES', 'HELD_OUT', 'QUESTIONS', 'SHORTEST', 'LONGEST', 'SINKS', 'NEAR', 'needle_sentence', 'sentence_count',
-           'Passages', 'digit_ids', 'train_hay', 'make_passages', 'unseen_seeds']
+           'says', 'Passages', 'digit_ids', 'train_hay', 'make_passages', 'unseen_seeds']
 
 # %% ../../nbs/3_model/35a_passages.ipynb #passages02
+import re
 from math import prod
 from string import Formatter
 from typing import NamedTuple
@@ -100,6 +101,15 @@ def sentence_count():
     "How many different sentences `needle_sentence` can say."
     shape = lambda text: prod(len({*_PARTS[part]}) for _, part, _, _ in Formatter().parse(text) if part in _PARTS)
     return len(NEEDLES) + len({*_PARTS["lead"]})*sum(map(shape, _NAMED + _TOLD))
+
+def says(sentence): # a template with {k} and {v}
+    "Whether `needle_sentence` can say it."
+    words = lambda part: "(?:" + "|".join(map(re.escape, {*_PARTS[part]})) + ")"
+    def pattern(shape):
+        return "".join(re.escape(text) + (words(part) if part in _PARTS else re.escape("{%s}" % part) if part else "")
+                       for text, part, _, _ in Formatter().parse(shape))
+    return sentence in NEEDLES or any(re.fullmatch(words("lead") + pattern(shape), sentence, re.IGNORECASE)
+                                      for shape in _NAMED + _TOLD)
 
 # %% ../../nbs/3_model/35a_passages.ipynb #passages09
 class Passages(NamedTuple):
