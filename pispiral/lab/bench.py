@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..encoding.attractor import AttractorState, codes, recurrent, scan
-from ..encoding.positions import make_code
+from ..encoding.positions import KEPT, make_code
 from ..encoding.spiral import phase
 from ..errors import one_of
 from ..evidence.evaluate import mode_code
@@ -78,17 +78,22 @@ def _loop(h, e, alpha):
 ROTATIONS = ("rope", "hybrid", "yarn", "rope_ntk", "pi_spiral")
 
 def rotation_cases(repeats, lengths=(1024, 16384, 131072)):
-    "Each mode's rotation tables against transformers' rotary embedding, at several lengths."
+    "Each mode's rotation tables against transformers' rotary embedding, at several lengths; `_first`: with none kept from before."
     config = LlamaConfig(head_dim=64, max_position_embeddings=8192)
     peer, x = LlamaRotaryEmbedding(config), torch.zeros(1)
     for mode in ROTATIONS:
         code = make_code(mode_code(mode), config)
         for n in lengths:
-            at = torch.arange(n)[None]
+            at, about = torch.arange(n)[None], dict(length=n)
+            made = dict(work=dict(bytes=2*4*64*n)) # the two tables, written
+            def first():
+                code.kept = None
+                return code(x, at)
             with torch.inference_mode():
-                row = side_by_side(f"rotation_{mode}", lambda: code(x, at), "transformers", lambda: peer(x, at), repeats,
-                                   length=n, work=dict(bytes=2*4*64*n)) # the two tables, written
-            yield row
+                timed = partial(side_by_side, peer="transformers", theirs=lambda: peer(x, at), repeats=repeats)
+                rows = [timed(f"rotation_{mode}", lambda: code(x, at), **about, **(made if n > KEPT else {}))]
+                if n <= KEPT: rows.append(timed(f"rotation_{mode}_first", first, **about, **made))
+            yield from rows
 
 # %% ../../nbs/7_lab/77_bench.ipynb #2e64684b
 def _sliding_peer(model, window):
