@@ -188,7 +188,7 @@ def train(folder:Annotated[str, typer.Argument(help="Where the checkpoint goes. 
           steps:Annotated[int, typer.Option(min=1)]=20,
           batch:Annotated[int, typer.Option(min=1)]=32,
           lr:Annotated[float, typer.Option(help="Peak learning rate.")]=1e-4,
-          pool:Annotated[int, typer.Option(min=32, help="Generated needle sentences.")]=4000,
+          pool:Annotated[int, typer.Option(min=32, help="Generated needle sentences.")]=8000,
           target:Annotated[Optional[float], typer.Option(help="Stop at this held-out exact match.")]=None,
           precision:Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]="fp32",
           lora_rank:Annotated[int, typer.Option(min=0, help="LoRA in the attention above the attractor; 0 is off.")]=0,

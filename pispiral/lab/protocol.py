@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['four_bit_works', 'machine_checks', 'phase_accuracy', 'shape_check', 'incremental_check', 'state_benchmark',
            'constant_state', 'unit_tests', 'hybrid_equals_rope', 'settings', 'attractor_left_out', 'sanity_questions',
-           'niah_steps', 'niah_plan', 'plan_report', 'left_out_text', 'nano_ablation_records', 'nano_table']
+           'niah_steps', 'niah_plan', 'ask_needles', 'plan_report', 'left_out_text', 'nano_ablation_records',
+           'nano_table']
 
 # %% ../../nbs/7_lab/72_protocol.ipynb #0b97b9c8
 import importlib.util, re, subprocess, sys, time
@@ -25,7 +26,7 @@ from ..encoding.positions import make_code
 from ..encoding.spiral import IRRATIONALS, PiSpiralPositional, phase, xi
 from ..evidence.determinism import Check
 from ..ledger import expect
-from ..evidence.evaluate import WINDOWED, Setting, attractor_name, mode_code, plan
+from ..evidence.evaluate import WINDOWED, Setting, attractor_name, evaluate, mode_code, plan
 from ..evidence.memory import memory_parts
 from ..evidence.profiling import Rates, Shape
 from ..model.adapters import AttractorConfig, read_adapters
@@ -34,6 +35,9 @@ from ..model.loading import CHECKPOINTS, best_device, best_dtype, checkpoint, se
 from ..model.stream import new_cache, prefill
 from ..tasks.niah import niah_item
 from ..tasks.shortqa import shortqa_item
+from ..verdict.gates import load_gates
+from ..verdict.sequential import settled_gain
+from .profiles import repository
 
 # %% ../../nbs/7_lab/72_protocol.ipynb #cf1abf77
 def four_bit_works(): # Check
@@ -211,6 +215,40 @@ def niah_plan(tok, profile, shape:Shape, rates:Rates): # Plan
     chosen = plan(niah_steps(tok, profile), shape, rates, seconds, profile.chunk, spans, free)
     expect("needle sweep", chosen.seconds)
     return chosen
+
+# %% ../../nbs/7_lab/72_protocol.ipynb #looks002
+def _gain_gates(profile): # {baseline: Gate}
+    "Phase 3's gates of a gain over a baseline that this profile asks."
+    gates = load_gates(repository()/"nbs"/"profiles"/"pass_gates.yaml")
+    return {g.thresholds["baseline"]: g for g in gates if g.phase == 3 and g.rule == "gain" and g.thresholds["baseline"] in profile.modes}
+
+def _settled(gate, scores, waiting): # verdict or None
+    "Of a gate of a gain, from {(mode, prompt hash): score}, with these prompts of its baseline."
+    mine, other = ([scores.get((gate.thresholds[who], h)) for h in waiting] for who in ("candidate", "baseline"))
+    pairs = [(a, b) for a, b in zip(mine, other) if a is not None]
+    return settled_gain(*map(list, zip(*pairs)), gate.thresholds["min_gain"], gate.thresholds["alpha"]) if pairs else None
+
+def ask_needles(phase, model, tok, questions): # records
+    "Phase 3's needles; with `looks` in the profile, a baseline's long ones only while its gate can still change."
+    p, asked = phase.profile, []
+    def ask(some):
+        with torch.inference_mode():
+            return evaluate(model, tok, some, settings(p, p.modes), phase.folder, phase.other_logs, memory=dict(attractor=p.attractor))
+    gates = _gain_gates(p) if p.looks else {}
+    late = {m: sorted((it for mode, it in questions if mode == m and it.length > p.native_length and it.haystack == "repeat"),
+                      key=lambda it: (it.seed, it.depth, it.length)) for m in gates}
+    asked = [q for q in questions if q[0] not in late or q[1] not in late[q[0]]]
+    records = ask(asked)
+    for mode, items in late.items():
+        for start in range(0, len(items), p.looks):
+            scores = {(r["mode"], r["prompt_hash"]): r["score"] for r in records}
+            if verdict := _settled(gates[mode], scores, [it.prompt_hash for it in items]):
+                phase.not_run(f"{len(items) - start} questions of mode {mode} beyond {p.native_length:,} tokens",
+                              f"looks={p.looks}: gate {gates[mode].id} is {verdict} whatever they bring")
+                break
+            asked += [(mode, it) for it in items[start:start + p.looks]]
+            records = ask(asked)
+    return records
 
 # %% ../../nbs/7_lab/72_protocol.ipynb #eb4b1534
 def _row(number, what, plan, shape, profile, setting):

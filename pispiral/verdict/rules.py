@@ -14,6 +14,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from ..errors import one_of
 from .observed import (NotRun, log_files, main_items, native_length, paired_items,
                                        profile_value)
+from .sequential import gain_verdict
 from .stats import (flat_slope, items_to_decide, mcnemar_exact, non_inferior, oscillation, paired_gain,
                                     trend)
 
@@ -183,7 +184,7 @@ def _gain(rec, # records
                                      "without a window") from None
     gain = paired_gain(both.score_a, both.score_b, alpha)
     lacking = sorted({n for n in rec.profile.get("long_lengths") or () if n > native} - set(both.length))
-    verdict = "pass" if gain.lower >= min_gain else "fail" if gain.upper < min_gain else "inconclusive"
+    verdict = gain_verdict(gain, min_gain)
     needed = items_to_decide(gain, min_gain, alpha)
     needs = f"about {needed} paired items at the same rates" if needed else "many more items: the gain sits at the bar"
     if lacking: verdict, needs = "inconclusive", f"paired items at {lengths_text(lacking)}"
