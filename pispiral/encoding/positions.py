@@ -378,6 +378,7 @@ class HybridPositionalEncoding(PositionCode):
         if self._rope_alone(n): return super().unit(n)
         flat, phases = n.reshape(-1), self.cfg.blend == "phase"
         near, open_ = flat <= self.K, (self._x(flat) >= OPEN) & (phases and self.spiral_kind == "linear")
+        if bool(open_.all()): return self._beyond_gate(n)
         out = [torch.empty(len(flat), len(self.words), dtype=torch.float64, device=n.device) for _ in range(2)]
         for where, make in ((near, super().unit), (open_, self._beyond_gate), (~(near | open_), self._within_gate)):
             at = where.nonzero()[:, 0]
