@@ -210,10 +210,12 @@ class PositionCode(nn.Module):
 
     @torch.inference_mode(False) # kept, so it must serve anywhere
     def _first(self, end): # fp32 [KEPT, D] cos and sin, made for positions below `end` at least
-        if self.kept is None: self.kept = 0, [torch.empty(KEPT, 2 * len(self.words)) for _ in range(2)]
-        made, tables = self.kept
+        new = lambda: torch.empty(KEPT, 2 * len(self.words), dtype=torch.float32, device="cpu")
+        made, tables = self.kept or (0, [new(), new()])
         for start in range(made, end, PIECE):
-            for t, piece in zip(tables, self._tables(torch.arange(start, start + PIECE), None)): t[start:start + PIECE] = piece
+            at = torch.arange(start, start + PIECE, device="cpu")
+            # .data: rows that nobody has seen, so a gradient that waits for the others is not spoiled
+            for t, piece in zip(tables, self._tables(at, None)): t.data[start:start + PIECE] = piece
             self.kept = start + PIECE, tables
         return tables
 

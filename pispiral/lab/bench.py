@@ -167,7 +167,7 @@ CASES = dict(attractor=attractor_cases, rotation=rotation_cases, stream=stream_c
              record=record_cases, item=item_cases, task=task_cases, answering=answering_cases, publish=publish_cases, gpu=gpu_cases)
 
 AIMS = {("niah_item_4k", "lm_eval"): ("ratio", 3), ("vt_item_4k", "lm_eval"): ("ratio", 3),
-        ("rotation_hybrid", "transformers"): ("ratio", 1/1.05), ("attractor_chunked", "lfilter"): ("ratio", 5),
+        ("rotation_hybrid", "transformers"): ("ratio", 1/1.05), ("rotation_hybrid_first", "transformers"): ("ratio", 1/1.05), ("attractor_chunked", "lfilter"): ("ratio", 5),
         ("attractor_chunked", "copy"): ("ratio", 1/4), ("record_item", "answer_512"): ("ratio", 100),
         ("import_pispiral", "python"): ("ours", .3), ("status", "python"): ("ours", .7),
         ("papermill_phase", "python"): ("beyond", 5.), ("item_1m", "ruler_search"): ("ours", 2.),

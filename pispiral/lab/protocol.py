@@ -220,7 +220,8 @@ def niah_plan(tok, profile, shape:Shape, rates:Rates): # Plan
 def _gain_gates(profile): # {baseline: Gate}
     "Phase 3's gates of a gain over a baseline that this profile asks."
     gates = load_gates(repository()/"nbs"/"profiles"/"pass_gates.yaml")
-    return {g.thresholds["baseline"]: g for g in gates if g.phase == 3 and g.rule == "gain" and g.thresholds["baseline"] in profile.modes}
+    return {g.thresholds["baseline"]: g for g in gates if g.phase == 3 and g.rule == "gain"
+            and {g.thresholds["baseline"], g.thresholds["candidate"]} <= {*profile.modes}}
 
 def _settled(gate, scores, waiting): # verdict or None
     "Of a gate of a gain, from {(mode, prompt hash): score}, with these prompts of its baseline."
@@ -234,7 +235,7 @@ def ask_needles(phase, model, tok, questions): # records
     def ask(some):
         with torch.inference_mode():
             return evaluate(model, tok, some, settings(p, p.modes), phase.folder, phase.other_logs, memory=dict(attractor=p.attractor))
-    gates = _gain_gates(p) if p.looks else {}
+    gates = _gain_gates(p) if p.looks and not p.window else {} # the gates want a baseline without a window
     late = {m: sorted((it for mode, it in questions if mode == m and it.length > p.native_length and it.haystack == "repeat"),
                       key=lambda it: (it.seed, it.depth, it.length)) for m in gates}
     asked = [q for q in questions if q[0] not in late or q[1] not in late[q[0]]]
@@ -242,9 +243,12 @@ def ask_needles(phase, model, tok, questions): # records
     for mode, items in late.items():
         for start in range(0, len(items), p.looks):
             scores = {(r["mode"], r["prompt_hash"]): r["score"] for r in records}
-            if verdict := _settled(gates[mode], scores, [it.prompt_hash for it in items]):
+            seen = {it.length for it in items if (mode, it.prompt_hash) in scores}
+            if not seen >= {n for n in p.long_lengths if n > p.native_length}: verdict = None # the gate wants each
+            else: verdict = _settled(gates[mode], scores, [it.prompt_hash for it in items])
+            if verdict in ("pass", "fail"): # what is open says how many items it lacks, so these are asked
                 phase.not_run(f"{len(items) - start} questions of mode {mode} beyond {p.native_length:,} tokens",
-                              f"looks={p.looks}: gate {gates[mode].id} is {verdict} whatever they bring")
+                              f"looks={p.looks}: over this phase's own pairs gate {gates[mode].id} is {verdict} whatever they bring")
                 break
             asked += [(mode, it) for it in items[start:start + p.looks]]
             records = ask(asked)
