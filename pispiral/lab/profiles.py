@@ -103,8 +103,8 @@ class Profile(BaseModel):
     key_seeds: int = Field(3, ge=0)        # 0 leaves the key settings out
     chunk: int = Field(512, ge=1)          # tokens a prefill pass
     minutes: float | None = Field(None, gt=0) # estimated minutes phase 3 may take; None is no limit
-    looks: int | None = Field(None, ge=1) # phase 3: items of a baseline beyond the native length between looks at whether its gate can
-                                          # still change; if not, the rest are not asked. None, for reference numbers: all are
+    looks: int | None = Field(None, ge=1)  # phase 3: a baseline's long items between looks at whether its gate can still
+                                           # change; if not, the rest are not asked. None, for reference numbers: all are
     memory_cap_gib: float | None = Field(None, gt=0)
     max_hours: float | None = Field(None, gt=0) # of a session, which then stops between items; None is no limit
 

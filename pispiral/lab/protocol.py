@@ -231,10 +231,11 @@ def _settled(gate, scores, waiting): # verdict or None
 
 def ask_needles(phase, model, tok, questions): # records
     "Phase 3's needles; with `looks` in the profile, a baseline's long ones only while its gate can still change."
-    p, asked = phase.profile, []
+    p = phase.profile
     def ask(some):
         with torch.inference_mode():
-            return evaluate(model, tok, some, settings(p, p.modes), phase.folder, phase.other_logs, memory=dict(attractor=p.attractor))
+            return evaluate(model, tok, some, settings(p, p.modes), phase.folder, phase.other_logs,
+                            memory=dict(attractor=p.attractor))
     gates = _gain_gates(p) if p.looks and not p.window else {} # the gates want a baseline without a window
     late = {m: sorted((it for mode, it in questions if mode == m and it.length > p.native_length and it.haystack == "repeat"),
                       key=lambda it: (it.seed, it.depth, it.length)) for m in gates}
@@ -244,9 +245,9 @@ def ask_needles(phase, model, tok, questions): # records
         for start in range(0, len(items), p.looks):
             scores = {(r["mode"], r["prompt_hash"]): r["score"] for r in records}
             seen = {it.length for it in items if (mode, it.prompt_hash) in scores}
-            if not seen >= {n for n in p.long_lengths if n > p.native_length}: verdict = None # the gate wants each
-            else: verdict = _settled(gates[mode], scores, [it.prompt_hash for it in items])
-            if verdict in ("pass", "fail"): # what is open says how many items it lacks, so these are asked
+            lacking = {n for n in p.long_lengths if n > p.native_length} - seen # the gate wants each
+            verdict = None if lacking else _settled(gates[mode], scores, [it.prompt_hash for it in items])
+            if verdict in ("pass", "fail"): # an inconclusive one says how many items it lacks, so these are asked
                 phase.not_run(f"{len(items) - start} questions of mode {mode} beyond {p.native_length:,} tokens",
                               f"looks={p.looks}: over this phase's own pairs gate {gates[mode].id} is {verdict} whatever they bring")
                 break

@@ -197,10 +197,10 @@ def _softmax(x, y, classes, decay=1e-4, steps=100): # weights [C, d], bias [C]
     return _minimise(lambda: F.cross_entropy(x @ weight.T + bias, y) + decay*weight.square().sum(1).mean(),
                      [weight, bias], steps)
 
-MISS = .004 # share of the tokens to be written that may stand below the write gate's threshold
+MISS = .004 # share of the tokens to be written that may stand below the write gate's threshold, before `LENIENT`
 BACK = 3    # digits that a token writes: its own and those before it
 VOTE = 3.   # how much each counts: one opens a channel of the read-out by half, two open it fully
-LENIENT = 2., 1.5 # added to the logits of earlier digits' values and of the write gate: in sentences unlike training's they are lower
+LENIENT = 2., 1.5 # added to logits of earlier digits and of the write gate, which are lower in sentences unlike training's
 
 def _digit_tokens(pool, figure): # ([n, d], [n, BACK], [n]) and [m, d]
     "Tokens that write, the last digits they have seen (−1: none), their places; and the first digits, which do not write."

@@ -22,7 +22,8 @@ def settled_gain(candidate, # its scores on all planned pairs, 0 or 1
                  alpha:float # one-sided error
                 ) -> str|None: # the verdict, or None while it can change
     "The verdict of `gain_verdict` over all planned pairs, if the open ones cannot change it; ValueError on other scores."
-    if len(candidate) != len(baseline): raise ValueError(f"{len(candidate)} scores of the candidate against {len(baseline)} of the baseline")
+    if len(candidate) != len(baseline):
+        raise ValueError(f"{len(candidate)} scores of the candidate against {len(baseline)} of the baseline")
     if other := {*candidate, *(b for b in baseline if b is not None)} - {0, 1}:
         raise ValueError(f"a score of {other.pop()!r}: a gate can be settled early only where each is 0 or 1")
     def judged(open_score):
