@@ -4,12 +4,14 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 import asking
 from conftest import BIN, ROOT
@@ -65,6 +67,7 @@ def forked(model, out):
     "A process that asks the grid; a fork has its imports already."
     pid = os.fork()
     if pid: return pid
+    tqdm.set_lock(threading.RLock()) # the inherited one is shared: killed while it holds that, it would stop the parent for good
     try: asking.ask(model, out)
     finally: os._exit(0)
 
