@@ -222,7 +222,7 @@ long = asking.grid(tok, length=4096, depths=(.5,), seeds=1)[0]
 with torch.inference_mode():
     room.evaluate(model, tok, questions[:1], settings, Path(sys.argv[2])/"warm") # kernels set up their scratch room
     held = int(Path("/proc/self/statm").read_text().split()[0])*resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + 2**20, -1))
+    resource.setrlimit(resource.RLIMIT_AS, (held + 8*2**20, -1))
     wide = {m: s._replace(chunk=4096) for m, s in settings.items()}
     room.evaluate(model, tok, [long[0], questions[1]], wide, Path(sys.argv[2])/"starved")
 """

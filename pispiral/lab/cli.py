@@ -185,6 +185,8 @@ def train(folder:Annotated[str, typer.Argument(help="Where the checkpoint goes. 
           model:Annotated[str, typer.Option(help="Packaged name, folder or hub id of the frozen base.")]="smollm2-135m-instruct",
           layer:Annotated[int, typer.Option(help="Layer before which the attractor writes and reads.")]=12,
           inject_at:Annotated[int, typer.Option(help="Layer before which what was read is added.")]=29,
+          sees:Annotated[Optional[list[int]], typer.Option(min=-1, help="An earlier layer that it sees as well; may be "
+                                                           "repeated; -1: none. Half of --layer if left out.")]=None,
           steps:Annotated[int, typer.Option(min=1)]=20,
           batch:Annotated[int, typer.Option(min=1)]=32,
           lr:Annotated[float, typer.Option(help="Peak learning rate.")]=1e-4,
@@ -195,18 +197,20 @@ def train(folder:Annotated[str, typer.Argument(help="Where the checkpoint goes. 
           checkpointing:Annotated[bool, typer.Option(help="Recompute layers for their gradient: less memory.")]=False,
           seed:int=0):
     "Train an attractor on a frozen model to carry a number out of a text of any length."
-    from pispiral.model.adapters import AttractorConfig
     from pispiral.model.loading import load_model
-    from pispiral.model.retrieval import RetrievalConfig, train_retrieval
+    from pispiral.model.retrieval import RetrievalConfig, number_attractor, train_retrieval
     from pispiral.model.training import TrainConfig
     how = TrainConfig(steps=steps, batch=batch, lr=lr, seed=seed, weight_decay=0., target=target, precision=precision,
                       eval_every=10)
     cfg = RetrievalConfig(pool=pool, checkpointing=checkpointing)
-    attractor = AttractorConfig(layers=(layer,), inject_at=inject_at, product="slots", N=2**20, lora_rank=lora_rank)
+    sees = [i for i in sees if i >= 0] if sees else [layer//2][:layer] # nothing is below layer 0
     language_model, tok = load_model(model, dtype="float32")
-    said = f"pispiral train FOLDER --model {model} --layer {layer} --inject-at {inject_at} --steps {steps} " \
-           f"--batch {batch} --lr {lr:g} --pool {pool} --seed {seed}" + (f" --precision {precision}" if precision != "fp32" else "") \
-           + (f" --lora-rank {lora_rank}" if lora_rank else "") + (f" --target {target:g}" if target else "")
+    attractor = number_attractor(language_model.config.hidden_size, layer, inject_at, sees, lora_rank)
+    options = [f"--inject-at {inject_at}", *(f"--sees {i}" for i in sees or [-1]), f"--steps {steps}", f"--batch {batch}",
+               f"--lr {lr:g}", f"--pool {pool}", f"--seed {seed}"]
+    options += [f"--precision {precision}"]*(precision != "fp32") + [f"--lora-rank {lora_rank}"]*bool(lora_rank)
+    if target: options += [f"--target {target:g}"]
+    said = " ".join([f"pispiral train FOLDER --model {model} --layer {layer}", *options])
     curve = train_retrieval(language_model, tok, attractor, cfg, how, folder, said)
     typer.echo(f"held-out exact match {curve[0]['accuracy']:.2f} before training, {curve[-1]['accuracy']:.2f} after "
                f"{curve[-1]['step']} steps; {folder}/attractor.safetensors")

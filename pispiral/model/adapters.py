@@ -31,6 +31,7 @@ class AttractorConfig(BaseModel):
     inject_layers: int = Field(4, ge=1)      # adapters before the last layers
     layers: tuple[int, ...] | None = None    # or before these layers, counted from 0
     inject_at: int | None = None             # before which layer what was read is added; None: where it was read
+    sees: tuple[int, ...] = ()               # before which earlier layers adapters see the residual stream as well
     injection: str = "residual"              # one of `INJECTIONS`
     readout: str = "invariant"               # one of `READOUTS`
     n_harmonics: int = Field(1, ge=1)        # H
@@ -55,6 +56,12 @@ class AttractorConfig(BaseModel):
 
     def places(self, n_layers): # sorted layer indices
         "The layers that adapters stand before, in a model of `n_layers`; ValueError if it has no such layer."
+        found = self._places(n_layers)
+        late = [i for i in self.sees if not 0 <= i < found[0]]
+        if late: raise ValueError(f"sees={late[0]} must be a layer from 0 to {found[0] - 1}, before the first adapter")
+        return found
+
+    def _places(self, n_layers):
         if self.layers is not None:
             wrong = [i for i in self.layers if not 0 <= i < n_layers]
             if wrong: raise ValueError(f"layer {wrong[0]} does not exist: the model's layers are 0 to {n_layers - 1}")
@@ -78,6 +85,9 @@ _TINY = 1e-20
 
 def _rms(x): return x/(x.square().mean(-1, keepdim=True) + _TINY).sqrt()
 
+def _rms_each(x, d): # x [.., m·d], each d channels normalised by themselves
+    return _rms(x.unflatten(-1, (-1, d))).flatten(-2)
+
 class Attractor(nn.Module):
     "Write, remember, read and inject, before one layer; computed in float32 whatever the model's dtype."
     def __init__(self, d:int, cfg:AttractorConfig):
@@ -85,19 +95,21 @@ class Attractor(nn.Module):
         self.cfg, rows = cfg, (3 if cfg.readout == "invariant" else 2)*cfg.n_harmonics
         if cfg.product == "slots" and d%cfg.slots: raise ValueError(f"slots={cfg.slots} does not divide the width {d}")
         self.memory = AttractorState(d, cfg.n_harmonics, cfg.alpha_policy, cfg.alpha, cfg.c, cfg.N)
-        self.value, self.channel, self.query, self.out = (nn.Linear(d, d, bias=i < 3) for i in range(4))
-        self.write_gate, self.read_gate = nn.Linear(d, 1), nn.Linear(d, 1)
+        self.d, seen = d, d*(1 + len(cfg.sees))
+        self.value, self.channel, self.query = (nn.Linear(seen, d) for _ in range(3))
+        self.out = nn.Linear(d, d, bias=False)
+        self.write_gate, self.read_gate = nn.Linear(seen, 1), nn.Linear(seen, 1)
         if cfg.injection == "residual": self.mix = nn.Linear(rows*d, d)
         else: self.keys, self.values = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
         for p in (self.out.weight, self.write_gate.weight, self.read_gate.weight): nn.init.zeros_(p)
-        self.register_buffer("mean", torch.zeros(d))  # of the normalised residual stream, if it was measured
-        self.register_buffer("scale", torch.ones(d))
+        self.register_buffer("mean", torch.zeros(seen))  # of the normalised residual stream, if it was measured
+        self.register_buffer("scale", torch.ones(seen))
 
-    def seen(self, hidden): # [.., d]
+    def seen(self, hidden): # [.., m·d]
         "The residual stream as the adapter sees it: RMS normalised, and standardised if that was measured."
-        return (_rms(hidden.float()) - self.mean)/self.scale
+        return (_rms_each(hidden.float(), self.d) - self.mean)/self.scale
 
-    def writes(self, hidden, keep=None): # hidden [B, L, d], keep [B, L] bool -> ([B, L, d], gate logits [B, L])
+    def writes(self, hidden, keep=None): # hidden [B, L, m·d], keep [B, L] bool -> ([B, L, d], gate logits [B, L])
         "What each token writes into the state."
         x = self.seen(hidden)
         logits = self.write_gate(x)[..., 0]
@@ -109,9 +121,9 @@ class Attractor(nn.Module):
         if self.cfg.product == "silu": return a*F.silu(b)
         return open_gate(a)*b.unflatten(-1, (self.cfg.slots, -1)).softmax(-2).flatten(-2)
 
-    def reads(self, hidden, y): # hidden [B, L, d], y [B, L, 2H, d] -> ([B, L, d], gate logits [B, L])
+    def reads(self, hidden, y): # hidden [B, L, m·d], y [B, L, 2H, d] -> ([B, L, d], gate logits [B, L])
         "What each token adds to the residual stream, given the state in the turning frame."
-        x, size = self.seen(hidden), hidden.float().square().mean(-1, keepdim=True).sqrt()
+        x, size = self.seen(hidden), hidden[..., :self.d].float().square().mean(-1, keepdim=True).sqrt()
         rows = y
         if self.cfg.readout == "invariant":
             rows = torch.cat((y, (y.unflatten(2, (-1, 2)).square().sum(3) + _TINY).sqrt()), 2)
@@ -129,8 +141,8 @@ class Attractor(nn.Module):
         weight = torch.softmax(torch.einsum("blhc,blrhc->blhr", q, k)*q.shape[-1]**-.5, -1)
         return torch.einsum("blhr,blrhc->blhc", weight, v).flatten(2)
 
-    def forward(self, hidden, position, keep=None, layer=None): # [B, L, d], [B or 1, L], [B, L], a StateLayer
-        "What the attractor adds to the residual stream, [B, L, d]; `layer` keeps the state between calls."
+    def forward(self, hidden, position, keep=None, layer=None): # [B, L, m·d], [B or 1, L], [B, L], a StateLayer
+        "What the attractor adds to the residual stream, [B, L, d]; m = 1 + len(cfg.sees); `layer` keeps the state."
         with torch.autocast(hidden.device.type, enabled=False):
             e = codes(position, self.cfg.irrational, self.cfg.n_harmonics).to(hidden.device)
             h, self.write_logits = self.writes(hidden, keep)
@@ -227,7 +239,8 @@ def _inject(layer, args, kwargs):
     (slot, n_layers), cache = layer.attractor_slot, kwargs.get("past_key_values")
     state = state_layer(cache, n_layers, slot)
     if state is not None: _own(state, layer.attractor.cfg, cache.layers[layer.self_attn.layer_idx].get_seq_length())
-    add = layer.attractor(hidden, position, keep, state)
+    below = [l.attractor_shown.to(hidden.device) for l in layer.attractor_sees]
+    add = layer.attractor(torch.cat((hidden, *below), -1), position, keep, state)
     later = layer.attractor_later
     if later is not None: later.attractor_pending = add if slot == 0 else later.attractor_pending + add
     return None if later is not None else _plus(add, args, kwargs)
@@ -236,6 +249,10 @@ def _plus(add, args, kwargs):
     "A layer's arguments with `add` added to its hidden states."
     if args: return (args[0] + add, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + add}
+
+def _show(layer, args, kwargs):
+    "Forward pre-hook of a layer before which adapters see the residual stream as well."
+    layer.attractor_shown = args[0] if args else kwargs["hidden_states"]
 
 def _inject_later(layer, args, kwargs):
     "Forward pre-hook of the layer before which what was read earlier is added."
@@ -271,7 +288,8 @@ def detach(model): # the model, without attractors
     _remove_lora(model)
     for layer in model.model.layers:
         for hook in layer.__dict__.pop("attractor_hooks", ()): hook.remove()
-        for name in ("attractor_slot", "attractor_later", "attractor_pending"): layer.__dict__.pop(name, None)
+        for name in ("attractor_slot", "attractor_later", "attractor_pending", "attractor_sees", "attractor_shown"):
+            layer.__dict__.pop(name, None)
         if hasattr(layer, "attractor"): del layer.attractor
     return model
 
@@ -289,7 +307,9 @@ def attach(model, # a transformers causal LM of the Llama family, fitted with a 
             layers[i].attractor = Attractor(model.config.hidden_size, cfg).to(weight.device)
             layers[i].attractor_slot = (slot, len(layers))
             layers[i].__dict__["attractor_later"] = None if cfg.inject_at is None else layers[cfg.inject_at] # no submodule
+            layers[i].__dict__["attractor_sees"] = [layers[j] for j in cfg.sees]
             layers[i].attractor_hooks = [layers[i].register_forward_pre_hook(_inject, with_kwargs=True)]
+    for j in set(cfg.sees): layers[j].attractor_hooks = [layers[j].register_forward_pre_hook(_show, with_kwargs=True)]
     if cfg.inject_at is not None:
         later = layers[cfg.inject_at]
         later.attractor_pending = None
