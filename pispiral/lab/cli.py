@@ -190,7 +190,7 @@ def train(folder:Annotated[str, typer.Argument(help="Where the checkpoint goes. 
           steps:Annotated[int, typer.Option(min=1)]=20,
           batch:Annotated[int, typer.Option(min=1)]=32,
           lr:Annotated[float, typer.Option(help="Peak learning rate.")]=1e-4,
-          pool:Annotated[int, typer.Option(min=32, help="Generated needle sentences.")]=8000,
+          pool:Annotated[int, typer.Option(min=32, help="Generated needle sentences; 8,000 take up to 21 GB of memory.")]=8000,
           target:Annotated[Optional[float], typer.Option(help="Stop at this held-out exact match.")]=None,
           precision:Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]="fp32",
           lora_rank:Annotated[int, typer.Option(min=0, help="LoRA in the attention above the attractor; 0 is off.")]=0,
@@ -203,10 +203,10 @@ def train(folder:Annotated[str, typer.Argument(help="Where the checkpoint goes. 
     how = TrainConfig(steps=steps, batch=batch, lr=lr, seed=seed, weight_decay=0., target=target, precision=precision,
                       eval_every=10)
     cfg = RetrievalConfig(pool=pool, checkpointing=checkpointing)
-    sees = [i for i in sees if i >= 0] if sees else [layer//2][:layer] # nothing is below layer 0
+    sees = [i for i in sees if i >= 0] if sees else None
     language_model, tok = load_model(model, dtype="float32")
     attractor = number_attractor(language_model.config.hidden_size, layer, inject_at, sees, lora_rank)
-    options = [f"--inject-at {inject_at}", *(f"--sees {i}" for i in sees or [-1]), f"--steps {steps}", f"--batch {batch}",
+    options = [f"--inject-at {inject_at}", *(f"--sees {i}" for i in attractor.sees or [-1]), f"--steps {steps}", f"--batch {batch}",
                f"--lr {lr:g}", f"--pool {pool}", f"--seed {seed}"]
     options += [f"--precision {precision}"]*(precision != "fp32") + [f"--lora-rank {lora_rank}"]*bool(lora_rank)
     if target: options += [f"--target {target:g}"]

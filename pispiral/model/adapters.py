@@ -57,8 +57,10 @@ class AttractorConfig(BaseModel):
     def places(self, n_layers): # sorted layer indices
         "The layers that adapters stand before, in a model of `n_layers`; ValueError if it has no such layer."
         found = self._places(n_layers)
+        if not found: raise ValueError("layers=() names no layer: an attractor stands before at least one")
         late = [i for i in self.sees if not 0 <= i < found[0]]
-        if late: raise ValueError(f"sees={late[0]} must be a layer from 0 to {found[0] - 1}, before the first adapter")
+        if late: raise ValueError(f"sees={late[0]} must be a layer below {found[0]}, where the first adapter stands")
+        if len(set(self.sees)) < len(self.sees): raise ValueError(f"sees={self.sees} names a layer twice")
         return found
 
     def _places(self, n_layers):
@@ -239,8 +241,13 @@ def _inject(layer, args, kwargs):
     (slot, n_layers), cache = layer.attractor_slot, kwargs.get("past_key_values")
     state = state_layer(cache, n_layers, slot)
     if state is not None: _own(state, layer.attractor.cfg, cache.layers[layer.self_attn.layer_idx].get_seq_length())
-    below = [l.attractor_shown.to(hidden.device) for l in layer.attractor_sees]
-    add = layer.attractor(torch.cat((hidden, *below), -1), position, keep, state)
+    below = [l.attractor_shown for l in layer.attractor_sees]
+    if any(x is None for x in below):
+        raise ValueError(f"a layer that the attractor sees was not run: sees={layer.attractor.cfg.sees}")
+    seen = torch.cat((hidden, *(x.to(hidden.device) for x in below)), -1) if below else hidden
+    add = layer.attractor(seen, position, keep, state)
+    if layer.attractor_last:
+        for l in layer.attractor_sees: l.__dict__["attractor_shown"] = None
     later = layer.attractor_later
     if later is not None: later.attractor_pending = add if slot == 0 else later.attractor_pending + add
     return None if later is not None else _plus(add, args, kwargs)
@@ -252,7 +259,7 @@ def _plus(add, args, kwargs):
 
 def _show(layer, args, kwargs):
     "Forward pre-hook of a layer before which adapters see the residual stream as well."
-    layer.attractor_shown = args[0] if args else kwargs["hidden_states"]
+    layer.__dict__["attractor_shown"] = args[0] if args else kwargs["hidden_states"] # no parameter, whatever it is
 
 def _inject_later(layer, args, kwargs):
     "Forward pre-hook of the layer before which what was read earlier is added."
@@ -288,8 +295,7 @@ def detach(model): # the model, without attractors
     _remove_lora(model)
     for layer in model.model.layers:
         for hook in layer.__dict__.pop("attractor_hooks", ()): hook.remove()
-        for name in ("attractor_slot", "attractor_later", "attractor_pending", "attractor_sees", "attractor_shown"):
-            layer.__dict__.pop(name, None)
+        for name in ("slot", "later", "pending", "sees", "shown", "last"): layer.__dict__.pop(f"attractor_{name}", None)
         if hasattr(layer, "attractor"): del layer.attractor
     return model
 
@@ -308,8 +314,11 @@ def attach(model, # a transformers causal LM of the Llama family, fitted with a 
             layers[i].attractor_slot = (slot, len(layers))
             layers[i].__dict__["attractor_later"] = None if cfg.inject_at is None else layers[cfg.inject_at] # no submodule
             layers[i].__dict__["attractor_sees"] = [layers[j] for j in cfg.sees]
+            layers[i].attractor_last = i == places[-1]
             layers[i].attractor_hooks = [layers[i].register_forward_pre_hook(_inject, with_kwargs=True)]
-    for j in set(cfg.sees): layers[j].attractor_hooks = [layers[j].register_forward_pre_hook(_show, with_kwargs=True)]
+    for j in cfg.sees:
+        layers[j].attractor_shown = None
+        layers[j].attractor_hooks = [layers[j].register_forward_pre_hook(_show, with_kwargs=True)]
     if cfg.inject_at is not None:
         later = layers[cfg.inject_at]
         later.attractor_pending = None

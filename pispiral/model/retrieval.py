@@ -55,7 +55,7 @@ def trunk(model, rows, places, batch=32, tick=None): # one list a place of [n_i,
     return out
 
 class Pool(NamedTuple):
-    "Passages as they look before the first adapter, and the questions also where what was read is added."
+    "Passages as the first adapter sees them, and the questions also where what was read is added."
     passages: Passages
     needles: list
     hay: list
@@ -207,7 +207,7 @@ BACK = 4    # digits that a token writes: its own and those before it
 VOTE = 3.   # how much each counts: one opens a channel of the read-out by half, two open it fully
 LENIENT = 2., 1.5 # added to logits of earlier digits and of the write gate, which are lower in sentences unlike training's
 
-def _digit_tokens(pool, figure): # ([n, d], [n, BACK], [n]) and [m, d]
+def _digit_tokens(pool, figure): # ([n, m·d], [n, BACK], [n]) and [k, m·d]
     "Tokens that write, the last digits they have seen (−1: none), their places; and the first digits, which do not write."
     (seen, values, places, early), p = ([], [], [], []), pool.passages
     alone = zip(pool.needles, p.digits, p.values)
@@ -220,7 +220,7 @@ def _digit_tokens(pool, figure): # ([n, d], [n, BACK], [n]) and [m, d]
             places.append(k)
     return torch.stack(seen), torch.tensor(values), torch.tensor(places), torch.stack(early)
 
-def _other_tokens(pool, figure): # ([n, d], [n] bool), [m, d], [k, d], [k]
+def _other_tokens(pool, figure): # ([n, m·d], [n] bool), [j, m·d], [k, m·d], [k]
     "Tokens that are no needle's digits, and which of them are digits; questions; answers, and their next places."
     p, other, number, asked, following, before = pool.passages, [], [], [], [], []
     for x, where in zip(pool.needles, p.digits): other += [x[i] for i in range(SINKS, len(x)) if i not in where]
@@ -240,7 +240,7 @@ def _probes(pool, figure, width): # (mean, scale, probes)
     written, values, places, early = _digit_tokens(pool, figure)
     other, number, before, asked, following = _other_tokens(pool, figure)
     sizes = [len(t) for t in (written, early, other, before, asked)]
-    every = torch.cat((written, early, other, before, asked)) # everything below is a part of it: it takes gigabytes
+    every = torch.cat((written, early, other, before, asked)) # it takes gigabytes, so what follows are parts of it
     for part in every.split(2**16): part.copy_(_rms_each(part, width))
     mean, scale = every.mean(0), every.std(0).clamp_min(1e-6)
     every.sub_(mean).div_(scale)
@@ -254,7 +254,8 @@ def _probes(pool, figure, width): # (mean, scale, probes)
         shift = -(written @ write.T).quantile(MISS, dim=0)
         hard = hard | (open_gate(2*(closed @ write.T + shift))[:, 0] > 0)
     answering = _logistic(every, within(len(every) - len(asked), len(asked)))
-    words = torch.cat((other[~number], before))[::2] # what is no digit has no digit's value, whatever the gate says
+    plain = torch.cat((~number, torch.ones(len(before), dtype=torch.bool))).nonzero()[:, 0] + len(written) + len(early)
+    words = every[plain[::2]] # what is no digit has no digit's value, whatever the gate says
     def digit(x, v):
         figures = F.one_hot(torch.cat((v, torch.full((len(words),), 10))), 11)[:, :10].float()
         return _logistic(torch.cat((x, words)), figures, torch.ones(len(figures)))
@@ -267,8 +268,11 @@ CELL, ROWS = 10*BACK + 1, LONGEST + BACK - 1 # channels that a slot needs; slots
 
 def number_attractor(width,     # of the model's residual stream
                      layer=12,  # before which it writes and reads
-                     inject_at=29, sees=(6,), lora_rank=0): # AttractorConfig
+                     inject_at=29,
+                     sees=None, # None: the layer half as deep
+                     lora_rank=0): # AttractorConfig
     "The attractor that probes can start; ValueError if so narrow a model has no room for a number."
+    if sees is None: sees = (layer//2,) if layer else ()
     slots = next((n for n in range(ROWS, width//CELL + 1) if width%n == 0), None)
     if slots is None:
         raise ValueError(f"a model of width {width} has no room for a number: its width must divide into {ROWS} slots or more "
@@ -284,7 +288,7 @@ def check_probed(cfg, width): # an AttractorConfig, a model's width
     if cfg.slots < ROWS or width//cfg.slots < CELL:
         raise ValueError(f"slots={cfg.slots} does not hold a number in a model of width {width}: "
                          f"{ROWS} slots or more of {CELL} channels or more are needed")
-    if cfg.sees and (cfg.inject_at is None or len(cfg.layers) > 1):
+    if cfg.sees and (cfg.inject_at is None or len(cfg.layers or ()) != 1):
         raise ValueError(f"what an adapter sees besides its own layer is trained with one layer and inject_at; "
                          f"got sees={cfg.sees}, layers={cfg.layers}, inject_at={cfg.inject_at}")
 
@@ -293,7 +297,7 @@ MARGIN = 11. # by how much an answer's logit is raised above the others
 
 @torch.no_grad()
 def start_from_probes(model, pool, figure, end):
-    "Set every adapter's weights from linear probes of the residual stream before the first adapter."
+    "Set every adapter's weights from linear probes of what the first adapter sees."
     mean, scale, (which, place, is_digit, following, answering) = _probes(pool, figure, model.config.hidden_size)
     every = model.get_output_embeddings().weight.float().cpu()*model.model.norm.weight.float().cpu()
     rows, least = every[[*figure, end]], torch.linalg.inv(every.T @ every/len(every)) # moves the other tokens least
