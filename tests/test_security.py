@@ -165,7 +165,7 @@ def test_a_run_stays_in_its_folder(runs, run_id):
     one_line(e.value)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "x/../..", "~nobody/x", "a\0b", "x"*5000, "/"])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "x/../..", "~nobody/x", "a\0b", "x"*5000, "/dev"])
 def test_a_model_is_a_name_or_a_folder(name):
     with pytest.raises(ValueError) as e: resolve(name)
     one_line(e.value)
