@@ -63,6 +63,12 @@ class Setting(NamedTuple):
         return digest([item.prompt_hash, self.model, self.code.model_dump(), self.window, self.dtype, device,
                        self.chunk, *memory, *self.unusual()])
 
+    @property
+    def grain(self): # tokens
+        "Where prompts can part: at multiples of this."
+        from pispiral.model.stream import grain
+        return grain(self.chunk, self.backend)
+
     def unusual(self): # [[name, value]]
         "What of the machinery is not the usual."
         usual = dict(backend="sdpa", quantize=None, offload=None)
@@ -154,7 +160,7 @@ def plan(steps,        # lists of (mode, item); a step is taken whole or left ou
          shape:Shape,
          rates:Rates,
          budget=None,  # seconds; None is no limit
-         chunk:int=512,
+         chunk:int=512, # where prompts can part: at multiples of this
          window=None,   # every mode's; or {mode: its own}
          free=()       # (mode, prompt hash) of questions that cost nothing, because another phase asks them
         ):             # Plan
@@ -254,7 +260,7 @@ def _cells(model, tok, todo, settings, share, memory, workers):
     for key, (mode, item) in todo.items(): by_mode.setdefault(mode, []).append((key, item))
     most = workers and sum(len(item.ids) for _, item in todo.values())/workers
     for mode, its in by_mode.items():
-        order = reading_order([it.ids for _, it in its], settings[mode].chunk)
+        order = reading_order([it.ids for _, it in its], settings[mode].grain)
         lengths, starts = [len(its[i][1].ids) for i, _ in order], [start*share for _, start in order]
         how = dict(setting=settings[mode], memory=memory.get(mode), eos=eos, share=share)
         for a, b in split(lengths, starts, most):
@@ -272,7 +278,7 @@ def _answers(model, cell, tick):
     set_code(model, setting.code, setting.window, setting.sinks, setting.backend)
     set_attractor(model, cell.how["memory"])
     prompts, budgets, drafts = map(list, zip(*cell.asked))
-    starts = dict(reading_order(prompts, setting.chunk))
+    starts = dict(reading_order(prompts, setting.grain))
     begin = time.perf_counter()
     for i, out, chunk, why in _ask(model, prompts, budgets, cell.how["eos"], drafts, setting.chunk, share, tick):
         now = time.perf_counter()

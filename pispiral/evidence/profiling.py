@@ -75,10 +75,11 @@ def _seconds(f, least=3, seconds=.4):
         times.append(time.perf_counter() - t)
     return statistics.median(times)
 
-def measure_rates(shape:Shape, dtype:str="float32", device:str="cpu", chunk:int=512): # -> Rates
+def measure_rates(shape:Shape, dtype:str="float32", device:str="cpu", chunk:int=512, backend:str="sdpa"): # -> Rates
     "Rates of this machine, measured on one layer's matrices and on a chunk that attends to 4,096 keys."
     import torch
     from torch.nn.functional import linear, scaled_dot_product_attention
+    from pispiral.model.kernels import HEAD_DIMS, attend as fused
     kw = dict(dtype=getattr(torch, dtype), device=device)
     def done():
         if device.startswith("cuda"): torch.cuda.synchronize()
@@ -90,8 +91,10 @@ def measure_rates(shape:Shape, dtype:str="float32", device:str="cpu", chunk:int=
             done()
         q = torch.randn(1, shape.kv_heads, shape.heads//shape.kv_heads*chunk, shape.head_dim, **kw)
         k = torch.randn(1, shape.kv_heads, 4096, shape.head_dim, **kw)
+        whole, past = q.view(1, shape.heads, chunk, shape.head_dim), torch.cat((k, k[:, :, :chunk//2]), 2) # causal: half of the chunk more
         def attend():
-            scaled_dot_product_attention(q, k, k)
+            if backend == "fused" and shape.head_dim in HEAD_DIMS: fused(whole, past, past)
+            else: scaled_dot_product_attention(q, k, k)
             done()
         matrix = 4*chunk*shape.hidden*shape.inner/_seconds(lambda: mlp(x))
         attending = 4*chunk*shape.heads*4096*shape.head_dim/_seconds(attend)

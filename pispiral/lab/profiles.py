@@ -109,7 +109,7 @@ class Profile(BaseModel):
     max_hours: float | None = Field(None, gt=0) # of a session, which then stops between items; None is no limit
 
     # long streams, quantised and offloaded models
-    attn_backend: str = "auto"             # auto, sdpa, flex or flash2
+    attn_backend: str = "auto"             # auto, sdpa, flex, flash2 or fused
     stream_window: int = Field(1024, ge=1) # keys a query sees in phase 2's stream
     stream_sinks: int = Field(0, ge=0)     # first tokens that stay in sight there
     stream_lengths: list[int] = []         # tokens at which phase 2's stream writes a row

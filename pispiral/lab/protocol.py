@@ -211,8 +211,9 @@ def niah_plan(tok, profile, shape:Shape, rates:Rates): # Plan
     "What of phase 3's grid fits into `profile.minutes` on a machine of these rates; what phase 2 asks is free."
     free = {(m, it.prompt_hash) for m, it in sanity_questions(tok, profile)}
     seconds = profile.minutes and profile.minutes*60
-    spans = {m: s.window for m, s in settings(profile, [*profile.core_modes, *profile.modes]).items()}
-    chosen = plan(niah_steps(tok, profile), shape, rates, seconds, profile.chunk, spans, free)
+    of = settings(profile, [*profile.core_modes, *profile.modes])
+    spans, part = {m: s.window for m, s in of.items()}, next(iter(of.values())).grain
+    chosen = plan(niah_steps(tok, profile), shape, rates, seconds, part, spans, free)
     expect("needle sweep", chosen.seconds)
     return chosen
 
@@ -269,7 +270,7 @@ def plan_report(profile, tok, shape:Shape, rates:Rates, phases): # (rows, notes)
     setting, rows, notes = settings(profile, ["rope"])["rope"], [], []
     if 2 in phases:
         steps = [[q] for q in sanity_questions(tok, profile)]
-        sanity = plan(steps, shape, rates, None, profile.chunk, profile.window)
+        sanity = plan(steps, shape, rates, None, setting.grain, profile.window)
         rows.append(_row(2, "short needles and questions", sanity, shape, profile, setting))
     if 3 in phases:
         core = niah_plan(tok, profile, shape, rates)

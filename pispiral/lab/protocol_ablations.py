@@ -102,7 +102,7 @@ def ablation_plan(tok, profile, variants, shape, rates, others): # Plan; others:
     known = {r["key"] for path in others for r in read_log(path)}
     free = {(m, it.prompt_hash) for step in steps for m, it in step if of[m].key(it) in known}
     budget = profile.ablation_minutes and profile.ablation_minutes*60
-    chosen = plan(steps, shape, rates, budget, profile.chunk, {m: s.window for m, s in of.items()}, free)
+    chosen = plan(steps, shape, rates, budget, next(iter(of.values())).grain, {m: s.window for m, s in of.items()}, free)
     expect("ablations", chosen.seconds)
     return chosen
 

@@ -143,7 +143,7 @@ def run_rates(folder, shape, profile): # Rates
     known = json.loads(path.read_text()) if path.exists() else {}
     if "rates" in known: return Rates(**known["rates"])
     setting = settings(profile, ["rope"])["rope"]
-    rates = measure_rates(shape, setting.dtype, setting.device, profile.chunk)
+    rates = measure_rates(shape, setting.dtype, setting.device, profile.chunk, setting.backend)
     if known: write_json(path, {**known, "rates": rates._asdict()})
     return rates
 

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from .backends import check_backend, span_attention
+from .kernels import HEAD_DIMS, can_rotate, fuse, rotated
 
 # %% ../../nbs/3_model/31_attention.ipynb #b1f51bbe
 def rotate(x,   # [B, H, L, D] queries or keys
@@ -130,7 +131,7 @@ def _span(module, query, key, value, padding, scaling, dropout):
     L, N, window, slopes = query.shape[2], key.shape[2], module.window, module.code.slopes
     plain = slopes is None and padding is None and (window is None or N <= window)
     free = padding is None and not dropout and not torch.is_grad_enabled()
-    if free and (module.backend == "flash2" or module.backend == "flex" and window and not plain):
+    if free and (module.backend in ("flash2", "fused") or module.backend == "flex" and window and not plain):
         return span_attention(module.backend, query, key, value, window, scaling, slopes)[0]
     if plain and query.device.type == "cpu" and free and 1 < L < N: return _past_and_chunk(query, key, value, scaling)
     if query.device.type != "cpu": # the fused GPU kernels that take a mask want as many key heads as query heads
@@ -204,14 +205,15 @@ def _same_span(layer, # of a cache
                          f"window={module.window}, sinks={module.sinks}: read the text again with a new cache")
 
 def _forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None,
-             position_ids=None, **kwargs):
-    "Project, rotate, cache, attend, project: an attention layer whose rotation is its position code's."
+             position_ids=None, more=None, **kwargs):
+    "Project, rotate, cache, attend, project, add `more`: an attention layer whose rotation is its position code's."
     shape = (*hidden_states.shape[:-1], -1, self.head_dim)
     q, k, v = (proj(hidden_states).view(shape) for proj in (self.q_proj, self.k_proj, self.v_proj))
     if hasattr(self, "q_norm"): q, k = self.q_norm(q), self.k_norm(k)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     bare = q
-    if self.code.rotates and not self.code.dynamic: q, k = (rotate(t, *position_embeddings) for t in (q, k))
+    turn = rotated if self.backend == "fused" and can_rotate(q, position_embeddings[0]) else rotate
+    if self.code.rotates and not self.code.dynamic: q, k = (turn(t, *position_embeddings) for t in (q, k))
     if past_key_values is not None:
         for layer in past_key_values.layers[self.layer_idx:self.layer_idx + 1]: _same_span(layer, self)
         k, v = past_key_values.update(k, v, self.layer_idx)
@@ -225,7 +227,8 @@ def _forward(self, hidden_states, position_embeddings=None, attention_mask=None,
         if self.code.rotates: extra["sink_query"] = rotate(bare, *self.code(bare, position.clamp(max=self.window)))
     if self.code.dynamic: out = _dynamic(self, q, k, v, position_ids, attention_mask, self.scaling)
     else: out, _ = attention(self, q, k, v, attention_mask, self.scaling, self.attention_dropout*self.training, **extra)
-    return self.o_proj(out.reshape(*shape[:-2], -1)), None
+    out = out.reshape(*shape[:-2], -1)
+    return (self.o_proj(out) if more is None else self.o_proj(out, more)), None
 
 def check_span(window,       # keys a query sees, or None
                sinks,        # tokens kept in sight
@@ -260,10 +263,11 @@ def fit(model,      # a transformers causal LM of the Llama family
     check_span(window, sinks, code.dynamic)
     weight = inner.embed_tokens.weight
     backend = check_backend(backend or getattr(layers[0], "backend", "auto"), str(weight.device), str(weight.dtype)[6:])
+    if backend == "fused" and layers[0].head_dim not in HEAD_DIMS: backend = "sdpa"
     inner.rotary_emb = code.to(weight.device)
     for layer in layers:
         object.__setattr__(layer, "code", inner.rotary_emb)  # not a submodule of each layer: it is one, shared
         layer.window, layer.sinks, layer.backend = window, sinks if window else 0, backend
         layer.forward = types.MethodType(_forward, layer)
     model.config._attn_implementation = "pispiral"
-    return model
+    return fuse(model, backend == "fused")

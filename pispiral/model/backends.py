@@ -12,14 +12,16 @@ from importlib.util import find_spec
 import torch
 
 from ..errors import one_of
+from .kernels import attend, lacking
 
 # %% ../../nbs/3_model/30_backends.ipynb #62bb30b3
-BACKENDS = ("sdpa", "flex", "flash2")
+BACKENDS = ("sdpa", "flex", "flash2", "fused")
 
 def _lacks(name, device, dtype):
     "What `device` lacks for a backend, or None."
     cuda = str(device).startswith("cuda")
     if name == "sdpa" or (name == "flex" and not cuda): return None
+    if name == "fused": return "a CPU" if cuda else "dtype bfloat16" if dtype != "bfloat16" else lacking()
     if not cuda: return "a CUDA device"
     if torch.cuda.get_device_capability(device)[0] < 8: return "a card of compute capability 8.0 (Ampere) or later"
     package = {"flex": "triton", "flash2": "flash_attn"}[name]
@@ -30,8 +32,8 @@ def best_backend(device:str="cpu",   # "cpu", "cuda", "cuda:1", …
                  dtype:str="float32" # the model's
                 ):                   # one of `BACKENDS`
     "The backend that `auto` stands for on a device."
-    if not str(device).startswith("cuda"): return "sdpa"
-    return next(n for n in ("flash2", "flex", "sdpa") if _lacks(n, device, dtype) is None)
+    order = ("flash2", "flex", "sdpa") if str(device).startswith("cuda") else ("fused", "sdpa")
+    return next(n for n in order if _lacks(n, device, dtype) is None)
 
 def check_backend(name:str="auto",    # one of `BACKENDS`, or "auto"
                   device:str="cpu",
@@ -80,7 +82,7 @@ def _flash2(q, k, v, window, scaling, slopes):
                                   alibi_slopes=None if slopes is None else slopes.to(q.device).float())
     return out.transpose(1, 2), lse
 
-def span_attention(backend, # "flex" or "flash2"
+def span_attention(backend, # "flex", "flash2" or "fused"
                    query,   # [B, H, L, D], the last L positions
                    key,     # [B, Hk, N, D]
                    value,   # [B, Hk, N, D]
@@ -89,4 +91,4 @@ def span_attention(backend, # "flex" or "flash2"
                    slopes=None   # [H] ALiBi's
                   ):             # ([B, H, L, D], [B, H, L] log-sum-exp), which say nothing of a query that sees no key
     "Causal attention over a span by a kernel that needs no mask in memory."
-    return {"flex": _flex, "flash2": _flash2}[backend](query, key, value, window, scaling, slopes)
+    return {"flex": _flex, "flash2": _flash2, "fused": attend}[backend](query, key, value, window, scaling, slopes)

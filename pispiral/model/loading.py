@@ -21,6 +21,7 @@ from ..ledger import spent
 from .adapters import AttractorConfig, attach, detach, load_adapters
 from .attention import check_span, fit
 from .backends import check_backend
+from .kernels import settle
 from .large import weight_options
 from ..tasks.assets import MODELS, AssetError, model_folder
 
@@ -105,7 +106,7 @@ def load_model(name:str="smollm2-135m-instruct", # packaged name, folder or hub 
                attractor=None,   # a trained attractor's folder or name, an AttractorConfig or its keys, or None
                dtype:str="auto", # "float32", "bfloat16", "float16", or "auto" for the device's best
                device:str="auto",# "cpu", "cuda", "cuda:1", ..., or "auto"
-               attn_backend:str="auto", # "sdpa", "flex", "flash2", or "auto" for the device's best
+               attn_backend:str="auto", # "sdpa", "flex", "flash2", "fused", or "auto" for the device's best
                quantize:str=None,# "nf4": 4-bit weights; None: as they are
                offload:str=None, # "cpu" or "disk": where weights are kept that a card has no room for (without a card: all)
                **options         # the position code's own: hybrid_K, target_length, irrational, spiral, ...
@@ -126,6 +127,7 @@ def load_model(name:str="smollm2-135m-instruct", # packaged name, folder or hub 
     model = AutoModelForCausalLM.from_pretrained(where, config=config, dtype=DTYPES[dtype], **SAFE, **asked_for).eval()
     if not asked_for: model = model.to(device)
     set_attractor(set_code(model, cfg, **span, backend=backend), attractor)
+    if model.model.layers[0].self_attn.backend == "fused" and not asked_for: settle(model)
     source = str(Path(where).resolve()) if name not in MODELS and Path(where).is_dir() else name
-    model.loaded_as = dict(name=source, dtype=dtype, attn_backend=backend, quantize=quantize, offload=offload)
+    model.loaded_as = dict(name=source, dtype=dtype, attn_backend=model.model.layers[0].self_attn.backend, quantize=quantize, offload=offload)
     return model, AutoTokenizer.from_pretrained(where, trust_remote_code=False)
