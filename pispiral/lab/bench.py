@@ -184,9 +184,9 @@ def with_aim(row): # the row, with what is asked of it and whether it is met
 # %% ../../nbs/7_lab/77_bench.ipynb #9ef7af48
 NEXT = {"attractor": "what is left is the block's second pass over its output; a fused kernel (Triton, on a GPU) writes it once",
         "rotation": "the tables are float64 until their last step; double-float arithmetic in fp32 would halve the bytes",
-        "stream": "attention runs well below the matrix rate, as softmax is no matrix product; a kernel with bf16 dot products",
-        "niah_item": "attention below the matrix rate, and one step a token in decoding; both want fused kernels",
-        "vt_item": "attention below the matrix rate, and one step a token in decoding; both want fused kernels",
+        "stream": "attention runs well below the matrix rate, as softmax is no matrix product, and tiles wait for it",
+        "niah_item": "a tile's operands come from the second cache, and in attention tiles and softmax take turns",
+        "vt_item": "as for niah_item, and decoding reads all weights once for each few tokens; several items at a time would share that",
         "item": "Python lists of sentences; arrays of ids for whole works are the next step",
         "gpu": "larger chunks and a fused rotation"}
 

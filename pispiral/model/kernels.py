@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..tasks.assets import cache_dir
+
 # %% ../../nbs/3_model/30a_kernels.ipynb #53ef6109
 _NUMBERS = r'''
 #include <immintrin.h>
@@ -236,7 +238,8 @@ template<bool AMX, int D> static void attend(const Call& c) {
         auto* block = new (std::align_val_t(64)) Block<D>[MOST];
         #pragma omp for schedule(dynamic)
         for (long t = 0; t < heads*groups; t++) {
-            const long head = t % heads, batch = head/c.Hk, kv = head % c.Hk, from = (groups - 1 - t/heads)*most, n = std::min(most, queries - from);
+            const long head = t % heads, batch = head/c.Hk, kv = head % c.Hk;
+            const long from = (groups - 1 - t/heads)*most, n = std::min(most, queries - from); // the longest spans first
             long first = c.N, last = -1;
             for (long i = 0; i < n; i++) {
                 begin<D>(block[i], c, batch, kv, from + i);
@@ -281,7 +284,8 @@ extern "C" void norm(const bf16* x, const bf16* weight, bf16* out, long rows, lo
 }
 
 // x [rows, heads, D] by angles [rows, D] of which the first half counts
-extern "C" void rotate(const bf16* x, const float* cos, const float* sin, bf16* out, long rows, long heads, long D, long stride, long angles) {
+extern "C" void rotate(const bf16* x, const float* cos, const float* sin, bf16* out, long rows, long heads, long D,
+                       long stride, long angles) {
     #pragma omp parallel for if (rows > 16)
     for (long r = 0; r < rows; r++) for (long h = 0; h < heads; h++) for (long d = 0; d < D/2; d += 16) {
         const bf16* p = x + r*stride + h*D + d; bf16* to = out + (r*heads + h)*D + d;
@@ -446,10 +450,9 @@ def _compiler(): return shutil.which(os.environ.get("CXX") or "g++")
 def _compiled(): # path
     "The kernels as a shared library; RuntimeError with the compiler's first complaint."
     source = "\n\n".join((_NUMBERS, _PRODUCT, _ATTENTION, _STEPS, _WEIGHTS))
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"pispiral"
+    kept = cache_dir()
     path = kept/f"kernels-{hashlib.sha256(' '.join((source, *_FLAGS)).encode()).hexdigest()[:16]}.so"
     if path.exists(): return path
-    kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept) as folder:
         whole, part, made = (Path(folder)/f"kernels.{end}" for end in ("cpp", "o", "so"))
         whole.write_text(source)
@@ -469,7 +472,6 @@ def lacking(): # a phrase, or None
 
 @lru_cache(maxsize=1)
 def _library():
-    if torch.cpu._is_amx_tile_supported(): torch.cpu._init_amx() # asks the kernel for the tiles' registers
     lib = ctypes.CDLL(_compiled())
     pointer, size = ctypes.c_void_p, ctypes.c_long
     lib.norm.argtypes = [pointer]*3 + [size]*2 + [ctypes.c_float]
@@ -495,7 +497,7 @@ class _Mlp(ctypes.Structure):
 def _at(tensor): return None if tensor is None else tensor.data_ptr()
 
 @lru_cache(maxsize=1)
-def _tiled(): return torch.cpu._is_amx_tile_supported()
+def _tiled(): return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx() # asks the system for the tiles' registers
 
 BLOCK = 64 # keys that are seen at a time
 
