@@ -67,7 +67,7 @@ class Setting(NamedTuple):
     def grain(self): # tokens
         "Where prompts can part: at multiples of this."
         from pispiral.model.stream import grain
-        return grain(self.chunk, self.backend)
+        return grain(self.chunk, self.backend, self.window)
 
     def unusual(self): # [[name, value]]
         "What of the machinery is not the usual."

@@ -116,18 +116,19 @@ def new_cache(model,     # the model that will fill it; its window decides wheth
 CHUNK = 512 # tokens a forward pass reads during prefill
 PASS, GRAIN = 8, 128 # chunks a pass, and tokens that prompts share at least, where kernels do not round by the size of a pass
 
-def grain(chunk:int, backend:str): # int
+def grain(chunk:int, backend:str, window=None): # int
     "Prompts can part at multiples of so many tokens without a change of any bit."
-    return min(chunk, GRAIN) if backend == "fused" else chunk
+    return min(chunk, GRAIN) if backend == "fused" and window is None else chunk
 
-def _sizeless(model): # do its kernels round alike whatever the size of a pass?
-    return model.model.layers[0].self_attn.backend == "fused"
+def _sizeless(model): # do its kernels round alike whatever the size of a pass? Behind a window blocks of keys begin where it does
+    first = model.model.layers[0].self_attn
+    return first.backend == "fused" and first.window is None
 
 @spent("prefill")
 def prefill(model,
             ids,            # [n] the whole prompt, int
             cache,          # what is in it already stands for the first tokens of `ids`
-            chunk:int=CHUNK,# tokens a pass (the `fused` backend: `PASS` times as many); memory grows with it, answers do
+            chunk:int=CHUNK,# tokens a pass (`PASS` times as many with `fused` and no window); memory grows with it, answers do
                             # not depend on it beyond rounding
             tick:Callable=None, # called with the number of tokens after each chunk
             marks=(),       # places to mark in the cache on the way
@@ -238,7 +239,8 @@ def answers(model,
     "Greedy answers to prompts over one cache that is cut back to each common prefix; FloatingPointError on a NaN."
     cache = new_cache(model, max((len(p) + m + 1 for p, m in zip(prompts, max_new)), default=0), chunk)
     bounded = any(isinstance(layer, _WindowLayer) for layer in cache.layers)
-    part = grain(chunk, model.model.layers[0].self_attn.backend)
+    first = model.model.layers[0].self_attn
+    part = grain(chunk, first.backend, first.window)
     order = [(i, start if share else 0) for i, start in reading_order(prompts, part)]
     for at, (i, start) in enumerate(order):
         held = cache.get_seq_length()
