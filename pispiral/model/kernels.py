@@ -586,7 +586,8 @@ def _mlp(self, x, more=None):
 
 def _layer(self, hidden_states, **kwargs):
     attention, mlp = self.self_attn, self.mlp
-    if not (_mine(attention.o_proj, _linear) and _mine(mlp, _mlp) and hidden_states.is_contiguous()):
+    ours = hasattr(attention, "backend") # as `fit` makes it: transformers' own would not add the residual stream
+    if not (ours and _mine(attention.o_proj, _linear) and _mine(mlp, _mlp) and hidden_states.is_contiguous()):
         return type(self).forward(self, hidden_states, **kwargs)
     hidden_states, _ = attention(hidden_states=self.input_layernorm(hidden_states), more=hidden_states, **kwargs)
     return mlp(self.post_attention_layernorm(hidden_states), hidden_states)
