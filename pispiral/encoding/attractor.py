@@ -8,11 +8,11 @@ __all__ = ['CODES', 'BACKENDS', 'ALPHA_POLICIES', 'DEFAULT_N', 'codes', 'recurre
 # %% ../../nbs/1_encoding/13_attractor.ipynb #35c9a26f
 from functools import lru_cache
 import math
-import numpy as np
 import torch
 from torch import nn
 from .spiral import IRRATIONALS, PiSpiralPositional
 from ..errors import one_of
+from ..native import roomy
 
 # %% ../../nbs/1_encoding/13_attractor.ipynb #e1bb6c3d
 CODES = (*IRRATIONALS, "none")
@@ -149,7 +149,7 @@ def _spans(L:int, # tokens
 def _empty(like, shape): # a tensor of the device and dtype, and the wanted shape
     "An uninitialised tensor, on a CPU in large pages where the system has them."
     if like.device.type != "cpu": return like.new_empty(shape)
-    return torch.from_numpy(np.empty(shape, np.float64 if like.dtype == torch.float64 else np.float32))
+    return roomy(*shape, dtype=like.dtype)
 
 def _scan(h, e, log_alpha, state, T): # as `_prepare` leaves them, and the chunk: (y, state)
     "`scan` in torch operations."

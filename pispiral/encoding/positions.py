@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ..errors import one_of
-from .circle import circle, consecutive
+from .circle import BLOCK, circle, consecutive, written
 from .spiral import (CONTROLS, IRRATIONALS, PHASES, harmonic_word, hash_key, hash_words, nearest_harmonic,
                                       phase_words, turns, word)
+from ..native import roomy
 
 # %% ../../nbs/1_encoding/12_positions.ipynb #706a029d
 POSITIONS = ("rope", "rope_ntk", "alibi", "pi_spiral", "hybrid", "nope", "linear", "yarn", "dynamic_ntk")
@@ -142,7 +143,7 @@ def alibi_slopes(n_heads:int # query heads
     return geometric(m) + geometric(2 * m)[::2][:n_heads - m]
 
 # %% ../../nbs/1_encoding/12_positions.ipynb #b2a40eb0
-PIECE = 2048 # positions whose tables are made at a time: what is between stays in the processor's cache
+PIECE = 1024 # positions whose tables are made at a time: what is between stays in the processor's cache
 KEPT = 16384 # positions from 0 on whose tables are kept on a CPU once they are made: 8 MiB at a head width of 64
 
 class PositionCode(nn.Module):
@@ -200,32 +201,58 @@ class PositionCode(nn.Module):
             zero = torch.zeros(*n.shape, 2 * len(self.words), device=n.device)
             return zero + 1, zero
         flat = n.reshape(-1)
-        if n.device.type == "cpu" and not self.dynamic and len(n) == 1 and len(flat) and (run := self._kept(flat)): return run
-        if len(flat) <= PIECE: out = self._tables(flat, length)
-        else:
-            out = [torch.empty(len(flat), 2 * len(self.words), device=n.device) for _ in range(2)]
-            for start in range(0, len(flat), PIECE):
-                for t, piece in zip(out, self._tables(flat[start:start + PIECE], length)): t[start:start + PIECE] = piece
+        if n.device.type == "cpu" and len(n) == 1 and len(flat) and int(flat[0]) >= 0 and consecutive(flat):
+            out = self._run(int(flat[0]), int(flat[-1]) + 1, length)
+        else: out = self._pieces(flat, length)
         return tuple(t.view(*n.shape, -1) for t in out)
 
     @torch.inference_mode(False) # kept, so it must serve anywhere
-    def _kept(self, n): # fp32 [1, L, D] cos and sin, or None
-        "Views of the kept tables, if the positions [L] follow each other below `KEPT`; what is lacking is made."
-        first, end = int(n[0]), int(n[-1]) + 1
-        if first < 0 or end > KEPT or not consecutive(n): return None
-        new = lambda: torch.empty(KEPT, 2 * len(self.words), dtype=torch.float32, device="cpu")
-        made, tables = self.kept or (0, [new(), new()])
-        for start in range(made, end, PIECE):
-            at = torch.arange(start, start + PIECE, device="cpu")
-            # .data: rows that nobody has seen, so a gradient that waits for the others is not spoiled
-            for t, piece in zip(tables, self._tables(at, None)): t.data[start:start + PIECE] = piece
-            self.kept = start + PIECE, tables
-        return tuple(t[None, first:end] for t in tables)
+    def _run(self, first, end, length): # fp32 [L, D] cos and sin
+        "The tables of positions that follow each other: views of the kept ones below `KEPT`, where what is lacking is made."
+        if self.dynamic or end > KEPT:
+            if end - first < 2 * BLOCK: return self._pieces(torch.arange(first, end, device="cpu"), length)
+            tables = self._new(end - first)
+            self._write(first, end, tables, length)
+            return tables
+        made = len(self.kept[0]) if self.kept else 0
+        if end > made:
+            rows = max(PIECE, 1 << (end - 1).bit_length()) # twice as many each time: what was made is copied seldom
+            tables = self._new(rows)
+            for new, old in zip(tables, self.kept or ()): new[:made] = old
+            self._write(made, rows, [t[made:] for t in tables], length)
+            self.kept = tables
+        return [t[first:end] for t in self.kept]
+
+    def _new(self, rows): return [roomy(rows, 2 * len(self.words)) for _ in range(2)]
+
+    def _write(self, first, end, tables, length):
+        for start, stop, words, turn in self._stretches(first, end, length):
+            n, parts = torch.arange(start, stop, device="cpu"), [t[start - first:stop - first] for t in tables]
+            if words is not None and len(n) >= 2 * BLOCK and written(start, words, turn, self.scale(n), *parts): continue
+            make = self.unit if words is not None else self._moving
+            for at in range(0, len(n), PIECE):
+                piece = n[at:at + PIECE]
+                for t, made in zip(parts, self._scaled(make(piece, length), piece)):
+                    for half in t[at:at + PIECE].chunk(2, -1): half.copy_(made)
+
+    def _stretches(self, first, end, length): # [(first, end, words, turns added)], words None where the phase is not linear
+        return [(first, end, self.words_at(length) if self.kind == "linear" else None, None)]
+
+    def _moving(self, n, length): return self.unit(n, length) # where the phase is not linear
+
+    def _pieces(self, flat, length):
+        if len(flat) <= PIECE: return self._tables(flat, length)
+        out = [torch.empty(len(flat), 2 * len(self.words), dtype=torch.float32, device=flat.device) for _ in range(2)]
+        for start in range(0, len(flat), PIECE):
+            for t, piece in zip(out, self._tables(flat[start:start + PIECE], length)): t[start:start + PIECE] = piece
+        return out
 
     def _tables(self, n, length):
-        scale, tables = self.scale(n), self.unit(n, length)
-        if not isinstance(scale, float) or scale != 1: tables = [t.mul_(scale) for t in tables]
-        return [torch.cat((u, u), -1) for u in (t.float() for t in tables)]
+        return [torch.cat((u, u), -1) for u in (t.float() for t in self._scaled(self.unit(n, length), n))]
+
+    def _scaled(self, tables, n):
+        scale = self.scale(n)
+        return tables if isinstance(scale, float) and scale == 1 else [t.mul_(scale) for t in tables]
 
     def unit(self,
              n:torch.Tensor, # positions, int64 [...]
@@ -332,14 +359,15 @@ class HybridPositionalEncoding(PositionCode):
         super().__init__(cfg, _words(inv_freq), "linear", scaling, wanted=_turns(wanted), harmonics=js)
         self.register_buffer("spiral_words", spiral, persistent=False)
         self.spiral_kind, self.K, self.tau = kind, cfg.hybrid_K, cfg.tau or cfg.hybrid_K / 16
+        phases = cfg.blend == "phase" and kind == "linear"
+        self.open = self.K + 1 + math.ceil(OPEN * self.tau) if phases else math.inf # from where on the phase is linear again
 
     def angles(self,
                n:torch.Tensor, # positions, int64 [...]
                length:int=None # unused
               )->torch.Tensor: # float64 [..., D/2], rad, reduced modulo 2π
         "RoPE's angles up to K, blended ones beyond."
-        beyond = self._blend_phase if self.cfg.blend == "phase" else self._blend_vector
-        return torch.where(n[..., None] > self.K, beyond(n[..., None]), super().angles(n))
+        return torch.where(n[..., None] > self.K, self._blend(n[..., None]), super().angles(n))
 
     def unit(self,
              n:torch.Tensor, # positions, int64 [...]
@@ -347,11 +375,11 @@ class HybridPositionalEncoding(PositionCode):
             )->tuple: # cos, sin: float64 [..., D/2]
         "cos and sin: RoPE's up to K, and the gate's own arithmetic only where the gate still moves."
         if self._rope_alone(n): return super().unit(n)
-        flat, phases = n.reshape(-1), self.cfg.blend == "phase"
-        near, open_ = flat <= self.K, (self._x(flat) >= OPEN) & (phases and self.spiral_kind == "linear")
+        flat = n.reshape(-1)
+        near, open_ = flat <= self.K, flat >= self.open
         if bool(open_.all()): return self._beyond_gate(n)
         out = [torch.empty(len(flat), len(self.words), dtype=torch.float64, device=n.device) for _ in range(2)]
-        for where, make in ((near, super().unit), (open_, self._beyond_gate), (~(near | open_), self._within_gate)):
+        for where, make in ((near, super().unit), (open_, self._beyond_gate), (~(near | open_), self._moving)):
             at = where.nonzero()[:, 0]
             if not len(at): continue
             if int(at[-1] - at[0]) + 1 == len(at): at = slice(int(at[0]), int(at[-1]) + 1)
@@ -360,21 +388,32 @@ class HybridPositionalEncoding(PositionCode):
 
     def _rope_alone(self, n): return not n.numel() or int(n.max()) <= self.K
 
-    def _within_gate(self, n):
-        a = self.angles(n)
+    def _stretches(self, first, end, length):
+        whole = [(first, self.K + 1, self.words, None), (self.K + 1, self.open, None, None)]
+        if end > self.open: whole.append((self.open, end, self.spiral_words, self._turned()))
+        return [(max(a, first), min(b, end), *rest) for a, b, *rest in whole if max(a, first) < min(b, end)]
+
+    def _turned(self): # float64 [D/2], turns: the phase at 0 of the spiral as it is beyond the gate
+        delta = self.words - self.spiral_words
+        return turns(self.K * delta) + delta.double() * (2.0**-64 * 2 * self.tau * math.log(2))
+
+    def _moving(self, n, length=None):
+        a = self._blend(n[..., None])
         return a.cos(), a.sin()
 
-    def _beyond_gate(self, n):
-        delta = self.words - self.spiral_words
-        return circle(n, self.spiral_words, turns(self.K * delta) + delta.double() * (2.0**-64 * 2 * self.tau * math.log(2)))
+    def _beyond_gate(self, n): return circle(n, self.spiral_words, self._turned())
+
+    def _blend(self, n): return self._blend_phase(n) if self.cfg.blend == "phase" else self._blend_vector(n)
 
     def _blend_phase(self,
                      n:torch.Tensor # positions, int64 [..., 1]
                     )->torch.Tensor: # float64 [..., D/2], rad
         "θ(n) = ω̃n + (ω-ω̃)(K + G(n)); ω-ω̃ is taken the shorter way round the circle."
         delta = self.words - self.spiral_words
-        residual = delta.double() * 2.0**-64 * self._G(n)
-        return 2 * math.pi * ((turns(n * self.spiral_words + self.K * delta) + residual) % 1)
+        turn = turns(n * self.spiral_words + self.K * delta)
+        turn += delta.double() * 2.0**-64 * self._G(n)
+        turn -= turn.floor() # what % 1 gives, several times as fast
+        return turn.mul_(2 * math.pi)
 
     def _G(self,
            n:torch.Tensor # positions, int64

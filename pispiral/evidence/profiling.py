@@ -79,7 +79,8 @@ def measure_rates(shape:Shape, dtype:str="float32", device:str="cpu", chunk:int=
     "Rates of this machine, measured on one layer's matrices and on a chunk that attends to 4,096 keys."
     import torch
     from torch.nn.functional import linear, scaled_dot_product_attention
-    from pispiral.model.kernels import HEAD_DIMS, attend as fused
+    from pispiral.model.kernel_source import HEAD_DIMS
+    from pispiral.model.kernels import attend as fused
     kw = dict(dtype=getattr(torch, dtype), device=device)
     def done():
         if device.startswith("cuda"): torch.cuda.synchronize()

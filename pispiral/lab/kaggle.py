@@ -15,10 +15,10 @@ from pathlib import Path
 import pispiral
 from ..errors import one_of
 from ..evidence.records import Log, commit, digest, read_log, scrub, write_json
-from ..files import write_text
+from ..files import cache_dir, write_text
 from .profiles import Profile, load_profile, repository
 from .runner import check_run, figures_dir, open_run, phase_done, phase_notebook, run_name, runs_dir
-from ..tasks.assets import ASSETS, MODELS, cache_dir, fetch
+from ..tasks.assets import ASSETS, MODELS, fetch
 
 # %% ../../nbs/7_lab/78_kaggle.ipynb #6b564204
 PURE = ("wonderwords", "rouge", "rouge-score", "gguf") # small, without machine code, and not in Kaggle's image

@@ -16,7 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from .backends import check_backend, span_attention
-from .kernels import HEAD_DIMS, can_rotate, fuse, rotated
+from .kernel_source import HEAD_DIMS
+from .kernels import can_rotate, fuse, rotated
 
 # %% ../../nbs/3_model/31_attention.ipynb #b1f51bbe
 def rotate(x,   # [B, H, L, D] queries or keys

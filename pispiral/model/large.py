@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.initialization import no_init_weights
 
 from ..errors import one_of
-from ..tasks.assets import cache_dir
+from ..files import cache_dir
 
 # %% ../../nbs/3_model/31b_large.ipynb #17e884ed
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR) # it asks for a hub's kernels; its own do the work

@@ -217,7 +217,7 @@ def kept_nano(cfg:NanoConfig,
     try:
         with safe_open(path, "pt") as f: said, half = json.loads(f.metadata()["said"]), {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e: raise ValueError(f"{path} is damaged: delete it to train anew ({e})") from None
-    if said["config"] != cfg.model_dump(mode="json"): return None
+    if NanoConfig(**said["config"]) != cfg: return None # settings that came later had their defaults
     model = nano_model(cfg)
     for k, p in model.named_parameters(): p.data.copy_(half[k])
     return model, said
