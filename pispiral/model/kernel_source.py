@@ -430,7 +430,30 @@ template<bool AMX> static void swiglu(const Mlp& m) {
 extern "C" void mlp(const Mlp* m, int amx) { amx ? swiglu<true>(*m) : swiglu<false>(*m); }
 '''
 
+# %% ../../nbs/3_model/30a_kernel_source.ipynb #5016ca9c
+_FOUR = r'''
+static inline bf16 to_bf16(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+extern "C" void unpack4(const uint8_t* packed, const bf16* scale, const float* code, bf16* out, long rows, long columns, long block) {
+    #pragma omp parallel for
+    for (long r = 0; r < rows; r++) {
+        const uint8_t* from = packed + r/32*32*(columns/2) + r%16*2;
+        const int shift = r%32/16*4;
+        for (long b = 0; b < columns; b += block) {
+            const uint32_t bits = (uint32_t)scale[b/block*rows + r] << 16;
+            float by, values[16];
+            memcpy(&by, &bits, 4);
+            for (int i = 0; i < 16; i++) values[i] = code[i]*by;
+            for (long k = b; k < std::min(b + block, columns); k++) out[r*columns + k] = to_bf16(values[from[k/2*32 + k%2] >> shift & 15]);
+        }
+    }
+}
+'''
+
 # %% ../../nbs/3_model/30a_kernel_source.ipynb #a2c307a1
 HEAD_DIMS = (32, 64, 96, 128) # that attention is compiled for
-SOURCE = "\n\n".join((_NUMBERS, _PRODUCT, _ATTENTION, _STEPS, _WEIGHTS))
+SOURCE = "\n\n".join((_NUMBERS, _PRODUCT, _ATTENTION, _STEPS, _WEIGHTS, _FOUR))
 FLAGS = ("-ffp-contract=off -fno-math-errno -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16").split()
