@@ -75,20 +75,37 @@ def _seconds(f, least=3, seconds=.4):
         times.append(time.perf_counter() - t)
     return statistics.median(times)
 
-def measure_rates(shape:Shape, dtype:str="float32", device:str="cpu", chunk:int=512, backend:str="sdpa"): # -> Rates
-    "Rates of this machine, measured on one layer's matrices and on a chunk that attends to 4,096 keys."
+def _mlp(shape, dtype, device, backend, quantize):
+    "A layer's MLP as the engine runs it."
     import torch
-    from torch.nn.functional import linear, scaled_dot_product_attention
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaMLP
+    from pispiral.model.kernels import fuse
+    with torch.device("meta"): mlp = LlamaMLP(LlamaConfig(hidden_size=shape.hidden, intermediate_size=shape.inner))
+    mlp = mlp.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    for p in mlp.parameters(): p.normal_(0, .02)
+    if quantize:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+        for name, linear in list(mlp.named_children()):
+            if not isinstance(linear, torch.nn.Linear): continue
+            four = Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, quant_type=quantize)
+            four.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type=quantize, compress_statistics=True)
+            setattr(mlp, name, four.to(device).eval())
+    return fuse(mlp) if backend == "fused" else mlp
+
+def measure_rates(shape:Shape, dtype:str="float32", device:str="cpu", chunk:int=512, backend:str="sdpa", quantize=None): # -> Rates
+    "Rates of this machine, measured on one layer's MLP and on a chunk that attends to 4,096 keys; `quantize` as models are loaded."
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
     from pispiral.model.kernel_source import HEAD_DIMS
     from pispiral.model.kernels import attend as fused
     kw = dict(dtype=getattr(torch, dtype), device=device)
     def done():
         if device.startswith("cuda"): torch.cuda.synchronize()
     with torch.inference_mode():
-        x, up, down = (torch.randn(*s, **kw) for s in ((chunk, shape.hidden), (shape.inner, shape.hidden),
-                                                       (shape.hidden, shape.inner)))
-        def mlp(x):
-            linear(linear(x, up), down)
+        mlp, x = _mlp(shape, kw["dtype"], device, backend, quantize), torch.randn(1, chunk, shape.hidden, **kw)
+        def multiply(x):
+            mlp(x)
             done()
         q = torch.randn(1, shape.kv_heads, shape.heads//shape.kv_heads*chunk, shape.head_dim, **kw)
         k = torch.randn(1, shape.kv_heads, 4096, shape.head_dim, **kw)
@@ -97,9 +114,10 @@ def measure_rates(shape:Shape, dtype:str="float32", device:str="cpu", chunk:int=
             if backend == "fused" and shape.head_dim in HEAD_DIMS: fused(whole, past, past)
             else: scaled_dot_product_attention(q, k, k)
             done()
-        matrix = 4*chunk*shape.hidden*shape.inner/_seconds(lambda: mlp(x))
+        weights = 3*shape.hidden*shape.inner
+        matrix = 2*weights*chunk/_seconds(lambda: multiply(x))
         attending = 4*chunk*shape.heads*4096*shape.head_dim/_seconds(attend)
-        step = _seconds(lambda: mlp(x[:1]))*shape.matrix_weights/(2*shape.hidden*shape.inner)
+        step = _seconds(lambda: multiply(x[:, :1]))*shape.matrix_weights/weights
     return Rates(matrix, attending, step)
 
 # %% ../../nbs/4_evidence/42_profiling.ipynb #8f120f75

@@ -104,8 +104,8 @@ def ask(phase,     # a `pispiral.lab.runner.Phase`
        ):          # item records
     "Ask what fits, and name what does not and what cannot be asked."
     shape = Shape.of(model.config)
-    part, spans = next(iter(settings.values())).grain, {m: s.window for m, s in settings.items()}
-    p = plan(questions.steps, shape, phase.rates(shape), minutes and 60*minutes, part, spans)
+    setting, spans = next(iter(settings.values())), {m: s.window for m, s in settings.items()}
+    p = plan(questions.steps, shape, phase.rates(shape, setting), minutes and 60*minutes, setting.grain, spans)
     print(f"{what}: {len(p.chosen)} questions, {p.tokens:,} tokens to read, about {p.seconds/60:.1f} min")
     for missing, why in questions.missing: phase.not_run(f"{what}: {missing}", why)
     if p.left_out: phase.not_run(f"{what}: {_in_words([p.left_out])}", f"beyond {minutes:g} minutes on this machine")

@@ -183,7 +183,8 @@ def ask_medium(phase, model, tok): # records
     "Ask phase 4's questions, as many as its minutes allow."
     p, shape = phase.profile, Shape.of(model.config)
     how = large_settings(p, "medium", p.medium_modes, p.medium_quantize, p.medium_offload)
-    asked = plan(medium_steps(tok, p), shape, phase.rates(shape), p.medium_minutes and 60*p.medium_minutes, next(iter(how.values())).grain,
+    setting = next(iter(how.values()))
+    asked = plan(medium_steps(tok, p), shape, phase.rates(shape, setting), p.medium_minutes and 60*p.medium_minutes, setting.grain,
                  {m: s.window for m, s in how.items()})
     if asked.left_out:
         lengths = ", ".join(f"{n:,}" for n in sorted({it.length for _, it in asked.left_out}))

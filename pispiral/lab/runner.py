@@ -135,16 +135,20 @@ def _overrides(parameters):
         out |= dict(modes=modes, core_modes=modes, sanity_modes=modes)
     return out
 
-def run_rates(folder, shape, profile): # Rates
+def run_rates(folder, shape, profile, setting=None): # Rates
     "The rates that a run's plan rests on: those in its run.json, or measured and written there if the run exists."
     from pispiral.evidence.profiling import Rates, measure_rates
     from pispiral.lab.protocol import settings
-    path = folder/"run.json"
+    from pispiral.model.stream import PASS
+    own, path = settings(profile, ["rope"])["rope"], folder/"run.json"
+    setting = setting or own
     known = json.loads(path.read_text()) if path.exists() else {}
-    if "rates" in known: return Rates(**known["rates"])
-    setting = settings(profile, ["rope"])["rope"]
-    rates = measure_rates(shape, setting.dtype, setting.device, profile.chunk, setting.backend)
-    if known: write_json(path, {**known, "rates": rates._asdict()})
+    name = "rates" if (setting.model, setting.quantize) == (own.model, own.quantize) else \
+        " ".join(filter(None, ("rates of", setting.model, setting.quantize)))
+    if name in known: return Rates(**known[name])
+    tokens = profile.chunk*(PASS if setting.grain < profile.chunk else 1) # as many as a pass has
+    rates = measure_rates(shape, setting.dtype, setting.device, tokens, setting.backend, setting.quantize)
+    if known: write_json(path, {**known, name: rates._asdict()})
     return rates
 
 class Phase:
@@ -168,9 +172,9 @@ class Phase:
         made_with = json.loads((self.run/"run.json").read_text())["commit"] or dict(commit="no commit", dirty=True)
         return dict(run=self.run.name, records=f"phase_{self.number:02d}", **made_with)
 
-    def rates(self, shape): # Rates
-        "This machine's rates: measured once in a run, so that a resumed run keeps its plan."
-        return run_rates(self.run, shape, self.profile)
+    def rates(self, shape, setting=None): # Rates
+        "This machine's rates for a `Setting`'s model, the profile's own if None: measured once, so that a resumed run keeps its plan."
+        return run_rates(self.run, shape, self.profile, setting)
 
     def check(self, name, found): # `found`, a Check
         "Record what was found out about one claim, and say it."
