@@ -91,9 +91,10 @@ def _hidden(text): # without the values of environment variables that look like 
 def scrub(text, # what is about to be kept or shown
           root  # the repository
          ):     # the same without secrets and this machine's folders
-    "Leave secrets out, make the repository's paths relative; name Python's, the cache's, the temporary and the home folder."
+    "Leave secrets out, make the repository's paths relative; name Python's, the runs', the cache's, the temporary and the home folder."
     text = _hidden(text)
     named = [(str(root) + "/", ""), (str(root), "."), (sys.prefix, "<env>"), (sys.base_prefix, "<python>"),
+             (os.environ.get("PISPIRAL_RUNS"), "<runs>"),
              (os.environ.get("PISPIRAL_CACHE"), "<cache>"), (str(Path.home()/".cache"/"pispiral"), "<cache>"),
              (tempfile.gettempdir(), "<tmp>"), (str(Path.home()), "~")]
     for path, name in named:

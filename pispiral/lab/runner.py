@@ -291,7 +291,7 @@ class _Ticker(threading.Thread):
                     print(line, file=sys.stderr, flush=True)
         if tty: print(f"\r{'':<100}\r", end="", file=sys.stderr, flush=True)
 
-def _papermill(n, parameters, sub): # what went wrong, or None
+def _papermill(n, parameters, sub, warm): # what went wrong, or None
     "Execute phase `n`'s notebook; whatever it leaves is rid of this machine's folders."
     import logging, warnings
     import papermill as pm
@@ -302,14 +302,19 @@ def _papermill(n, parameters, sub): # what went wrong, or None
             warnings.simplefilter("ignore")
             pm.execute_notebook(str(phase_notebook(n)), str(out), parameters=parameters, kernel_name="python3",
                                 progress_bar=False, cwd=str(root), stdout_file=log, stderr_file=log,
-                                extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
+                                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+                                **dict(kernel_manager_class=warm.manager) if warm else {})
     except pm.PapermillExecutionError as e: return f"{e.ename}: {e.evalue.splitlines()[0] if e.evalue else ''}"
     except RuntimeError as e: return f"the kernel died ({e})"
     finally:
         for path in (out, sub/"stdout.log"):
             if path.exists(): write_text(path, scrub(path.read_text(), root))
 
-def _execute(n, profile_name, folder, env):
+def _environ(): # what every kernel finds
+    return dict(PYTHONHASHSEED="0", PYTHONWARNINGS="ignore:IProgress not found", PYTHONUNBUFFERED="1",
+                CUBLAS_WORKSPACE_CONFIG=":4096:8", TOKENIZERS_PARALLELISM="false")
+
+def _execute(n, profile_name, folder, env, warm=None):
     "Execute phase `n`'s notebook with papermill into its folder; RuntimeError of one line if a cell failed."
     root, sub = repository(), folder/f"phase_{n:02d}"
     sub.mkdir(exist_ok=True)
@@ -319,14 +324,12 @@ def _execute(n, profile_name, folder, env):
     parameters = dict(profile=profile_name, run_id=folder.name)
     write_text(sub/"params.yaml", "".join(f"{k}: {v}\n" for k, v in parameters.items()))
     progress = sub/"progress.json"
-    os.environ |= dict(PISPIRAL_PROGRESS=str(progress), PYTHONHASHSEED="0",
-                       PYTHONWARNINGS="ignore:IProgress not found", PYTHONUNBUFFERED="1",
-                       CUBLAS_WORKSPACE_CONFIG=":4096:8", PISPIRAL_ROOT=str(root), TOKENIZERS_PARALLELISM="false") | env
+    os.environ |= _environ() | dict(PISPIRAL_PROGRESS=str(progress), PISPIRAL_ROOT=str(root)) | env
     if "PISPIRAL_RUNS" in os.environ: os.environ["PISPIRAL_RUNS"] = str(runs_dir())
     ticker = _Ticker(progress, f"phase {n}")
     ticker.start()
     begin = time.monotonic()
-    try: failure = _papermill(n, parameters, sub)
+    try: failure = _papermill(n, parameters, sub, warm)
     finally:
         ticker.stop.set()
         ticker.join()
@@ -417,22 +420,27 @@ def run(profile:Profile, # its configuration
         place=Place()    # where questions are answered
        ):                # the run's folder
     "Execute phases in order, skipping what is done; a killed run goes on where it was."
-    folder = open_run(profile, run_id)
-    with _only_runner(folder), session(profile.max_hours):
-        for group in _groups(phases or ORDER, profile, place):
+    os.environ |= _environ()
+    groups = _groups(phases or ORDER, profile, place)
+    with _warm(groups) as warm, _only_runner(folder := open_run(profile, run_id)), session(profile.max_hours):
+        for group in groups:
             todo = [n for n in group if again or not _up_to_date(folder, n)]
             for n in group:
                 if n not in todo: print(f"phase {n:2d} {PHASES[n]:<12} done already", flush=True)
             if todo and left() <= 0:
                 raise OutOfTime(f"the session's time was over before phase {todo[0]} ({PHASES[todo[0]]}) was begun")
             if len(todo) > 1: _side_by_side(todo, profile, folder, place)
-            elif todo: _run_phase(todo[0], profile.name, folder, place.env())
+            elif todo: _run_phase(todo[0], profile.name, folder, place.env(), warm)
     return folder
 
-def _run_phase(n, profile_name, folder, env):
+def _warm(groups): # kernels for phases that run by themselves, if there are several
+    from pispiral.lab.warm import WarmKernels
+    return WarmKernels() if sum(len(g) == 1 for g in groups) > 1 else contextlib.nullcontext()
+
+def _run_phase(n, profile_name, folder, env, warm=None):
     begin = time.monotonic()
     print(f"phase {n:2d} {PHASES[n]:<12} …", flush=True)
-    _execute(n, profile_name, folder, env)
+    _execute(n, profile_name, folder, env, warm)
     print(f"phase {n:2d} {PHASES[n]:<12} done in {time.monotonic() - begin:.0f} s", flush=True)
 
 def _only_runner(folder): # a Log, held while the run is worked on

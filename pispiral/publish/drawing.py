@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'end_kaleido', 'watched']
 
 # %% ../../nbs/6_publish/60_drawing.ipynb #2296ec66
-import threading
+import atexit, threading
 from contextlib import suppress
 
 import plotly.io._kaleido as kaleido
@@ -37,3 +37,4 @@ def watched(perform, # asks the renderer and waits for its answer
     return ask
 
 kaleido.scope._perform_transform = watched(kaleido.scope._perform_transform, lambda: PATIENCE)
+atexit.register(end_kaleido) # kaleido itself would wait two seconds for it
