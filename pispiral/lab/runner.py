@@ -228,11 +228,13 @@ def open_phase(number:int,    # 0 to 10
     from pispiral.evidence.determinism import seed_everything
     from pispiral.evidence.memory import enforce_cap
     from pispiral.model.loading import best_device
+    from pispiral.publish.drawing import begin_kaleido
     # interactive in JupyterLab, a picture elsewhere; never plotly's own megabytes
     os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+png")
     seed_everything(profile.seed)
     enforce_cap(profile.memory_cap_gib, best_device() if profile.device == "auto" else profile.device)
     begin(hours)
+    if "png" in os.environ["PLOTLY_RENDERER"]: begin_kaleido()
     phase = Phase(number, profile, folder)
     end_cleanly(phase.stopped)
     print(f"phase {number} ({PHASES[number]}) of run {folder.name!r}, profile {profile.name!r}: {profile.machine}")
