@@ -159,7 +159,7 @@ class _Cost:
 def plan(steps,        # lists of (mode, item); a step is taken whole or left out
          shape:Shape,
          rates:Rates,
-         budget=None,  # seconds; None is no limit
+         budget=None,  # seconds, for all or a list with each step's; None is no limit
          chunk:int=512, # where prompts can part: at multiples of this
          window=None,   # every mode's; or {mode: its own}
          free=()       # (mode, prompt hash) of questions that cost nothing, because another phase asks them
@@ -167,11 +167,11 @@ def plan(steps,        # lists of (mode, item); a step is taken whole or left ou
     "The first steps that fit into `budget` seconds."
     costs, chosen, left_out, seconds, tokens = {}, [], [], 0., 0
     span = window.get if isinstance(window, dict) else lambda mode: window
-    for step in steps:
+    for step, most in zip(steps, budget if isinstance(budget, list) else [budget]*len(steps)):
         each = [costs.setdefault(mode, _Cost(shape, rates, chunk, span(mode))).add(item) for mode, item in step
                 if (mode, item.prompt_hash) not in free]
         cost = sum(s for s, _ in each)
-        if left_out or (budget is not None and seconds + cost > budget): left_out += step
+        if left_out or (most is not None and seconds + cost > most): left_out += step
         else: chosen, seconds, tokens = chosen + step, seconds + cost, tokens + sum(n for _, n in each)
     return Plan(chosen, left_out, seconds, tokens)
 

@@ -183,7 +183,7 @@ def with_aim(row): # the row, with what is asked of it and whether it is met
 
 # %% ../../nbs/7_lab/77_bench.ipynb #9ef7af48
 NEXT = {"attractor": "what is left is the block's second pass over its output; a fused kernel (Triton, on a GPU) writes it once",
-        "rotation": "the tables are float64 until their last step; double-float arithmetic in fp32 would halve the bytes",
+        "rotation": "most of it is the system handing out pages for the tables; a caller's own buffer would spare that",
         "stream": "attention runs well below the matrix rate, as softmax is no matrix product, and tiles wait for it",
         "niah_item": "a tile's operands come from the second cache, and in attention tiles and softmax take turns",
         "vt_item": "as for niah_item, and decoding reads all weights once for each few tokens; several items at a time would share that",
