@@ -204,7 +204,7 @@ class PositionCode(nn.Module):
         if n.device.type == "cpu" and len(n) == 1 and len(flat) and int(flat[0]) >= 0 and consecutive(flat):
             out = self._run(int(flat[0]), int(flat[-1]) + 1, length)
         else: out = self._pieces(flat, length)
-        return tuple(t.view(*n.shape, -1) for t in out)
+        return tuple(t.view(*n.shape, t.shape[-1]) for t in out)
 
     @torch.inference_mode(False) # kept, so it must serve anywhere
     def _run(self, first, end, length): # fp32 [L, D] cos and sin

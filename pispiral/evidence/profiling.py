@@ -81,7 +81,7 @@ def _mlp(shape, dtype, device, backend, quantize):
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaMLP
     from pispiral.model.kernels import fuse
-    with torch.device("meta"): mlp = LlamaMLP(LlamaConfig(hidden_size=shape.hidden, intermediate_size=shape.inner))
+    with torch.device("meta"): mlp = LlamaMLP(LlamaConfig(hidden_size=shape.hidden, intermediate_size=shape.inner, num_attention_heads=1))
     mlp = mlp.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     for p in mlp.parameters(): p.normal_(0, .02)
     if quantize:

@@ -92,9 +92,9 @@ def scrub(text, # what is about to be kept or shown
           root  # the repository
          ):     # the same without secrets and this machine's folders
     "Leave secrets out, make the repository's paths relative; name Python's, the runs', the cache's, the temporary and the home folder."
-    text = _hidden(text)
+    text, runs = _hidden(text), os.environ.get("PISPIRAL_RUNS")
     named = [(str(root) + "/", ""), (str(root), "."), (sys.prefix, "<env>"), (sys.base_prefix, "<python>"),
-             (os.environ.get("PISPIRAL_RUNS"), "<runs>"),
+             (runs and str(Path(runs).resolve()), "<runs>"),
              (os.environ.get("PISPIRAL_CACHE"), "<cache>"), (str(Path.home()/".cache"/"pispiral"), "<cache>"),
              (tempfile.gettempdir(), "<tmp>"), (str(Path.home()), "~")]
     for path, name in named:

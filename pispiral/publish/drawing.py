@@ -24,7 +24,7 @@ def end_kaleido():
 def begin_kaleido():
     "Start the renderer beside other work: its first figure would wait for it some three seconds."
     def begin():
-        with suppress(OSError, ValueError): kaleido.scope._ensure_kaleido()
+        with suppress(OSError, ValueError, AttributeError): kaleido.scope._ensure_kaleido()
     threading.Thread(target=begin, daemon=True).start()
 
 def watched(perform, # asks the renderer and waits for its answer
@@ -42,5 +42,6 @@ def watched(perform, # asks the renderer and waits for its answer
             finally: watch.cancel()
     return ask
 
-kaleido.scope._perform_transform = watched(kaleido.scope._perform_transform, lambda: PATIENCE)
+if kaleido.scope is not None: # without kaleido figures stay interactive
+    kaleido.scope._perform_transform = watched(kaleido.scope._perform_transform, lambda: PATIENCE)
 atexit.register(end_kaleido) # kaleido itself would wait two seconds for it
