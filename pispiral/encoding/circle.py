@@ -53,12 +53,12 @@ _SOURCE = r'''
 #include <algorithm>
 extern "C" void written(long first, long rows, long pairs, const double* c, const double* s, const double* x, const double* y,
                         const double* scale, double factor, float* cos, float* sin) {
-    const long begin = first/256, end = (first + rows - 1)/256 + 1;
+    const long begin = first/BLOCK, end = (first + rows - 1)/BLOCK + 1;
     #pragma omp parallel for if(rows > 4096)
     for (long b = begin; b < end; b++) {
         const double *cb = c + (b - begin)*pairs, *sb = s + (b - begin)*pairs;
-        for (long n = std::max(first, b*256); n < std::min(first + rows, b*256 + 256); n++) {
-            const double *xn = x + n%256*pairs, *yn = y + n%256*pairs, by = scale ? scale[n - first] : factor;
+        for (long n = std::max(first, b*BLOCK); n < std::min(first + rows, b*BLOCK + BLOCK); n++) {
+            const double *xn = x + n%BLOCK*pairs, *yn = y + n%BLOCK*pairs, by = scale ? scale[n - first] : factor;
             float *__restrict to = cos + (n - first)*2*pairs, *__restrict so = sin + (n - first)*2*pairs;
             for (long p = 0; p < pairs; p++) {
                 to[p] = to[p + pairs] = (cb[p]*xn[p] - sb[p]*yn[p])*by;
@@ -72,7 +72,7 @@ extern "C" void written(long first, long rows, long pairs, const double* c, cons
 @lru_cache(maxsize=1)
 def _library(): # None where it cannot be had
     flags = {"AVX512": "-mavx512f -mavx512dq -mavx512vl -mprefer-vector-width=512", "AVX2": "-mavx2"}
-    try: lib = library("circle", _SOURCE, "-ffp-contract=off", *flags.get(torch.backends.cpu.get_cpu_capability(), "").split())
+    try: lib = library("circle", _SOURCE, f"-DBLOCK={BLOCK}L", "-ffp-contract=off", *flags.get(torch.backends.cpu.get_cpu_capability(), "").split())
     except (OSError, RuntimeError): return None
     pointer, size = ctypes.c_void_p, ctypes.c_long
     lib.written.argtypes = [*[size]*3, *[pointer]*5, ctypes.c_double, *[pointer]*2]

@@ -103,7 +103,7 @@ class Profile(BaseModel):
     key_seeds: int = Field(3, ge=0)        # 0 leaves the key settings out
     chunk: int = Field(512, ge=1)          # tokens a prefill pass
     minutes: float | None = Field(None, gt=0) # estimated minutes phase 3's needles may take; None is no limit
-    more_minutes: float | None = Field(None, gt=0) # where `minutes` is set: as far as what no gate waits for may go; None: as far
+    more_minutes: float | None = Field(None, gt=0) # the same for needles beyond each mode's first long one, which give gates more items; None: `minutes`
     looks: int | None = Field(None, ge=1)  # phase 3: a baseline's long items between looks at whether its gate can still
                                            # change; if not, the rest are not asked. None, for reference numbers: all are
     memory_cap_gib: float | None = Field(None, gt=0)

@@ -146,7 +146,7 @@ def run_rates(folder, shape, profile, setting=None): # Rates
     name = "rates" if (setting.model, setting.quantize) == (own.model, own.quantize) else \
         " ".join(filter(None, ("rates of", setting.model, setting.quantize)))
     if name in known: return Rates(**known[name])
-    tokens = profile.chunk*(PASS if setting.grain < profile.chunk else 1) # as many as a pass has
+    tokens = max(profile.chunk, min(PASS*profile.chunk, 4096)) if setting.grain < profile.chunk else profile.chunk # a pass, about
     rates = measure_rates(shape, setting.dtype, setting.device, tokens, setting.backend, setting.quantize)
     if known: write_json(path, {**known, name: rates._asdict()})
     return rates

@@ -24,8 +24,8 @@ def end_kaleido():
 def begin_kaleido():
     "Start the renderer beside other work: its first figure would wait for it some three seconds."
     def begin():
-        with suppress(OSError, ValueError, AttributeError): kaleido.scope._ensure_kaleido()
-    threading.Thread(target=begin, daemon=True).start()
+        with suppress(OSError, ValueError): kaleido.scope._ensure_kaleido()
+    if kaleido.scope is not None: threading.Thread(target=begin, daemon=True).start()
 
 def watched(perform, # asks the renderer and waits for its answer
             patience # () -> seconds
