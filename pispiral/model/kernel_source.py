@@ -14,6 +14,8 @@ _NUMBERS = r'''
 #include <cstdint>
 #include <cstring>
 
+extern "C" int runs_here() { return __builtin_cpu_supports("avx512vbmi") != 0; }
+
 using bf16 = uint16_t;
 using V = __m512;
 static inline V load(const bf16* p) {
@@ -23,24 +25,23 @@ static inline void store(bf16* p, V x) { _mm256_storeu_si256((__m256i*)p, (__m25
 static inline V rounded(V x) { return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)), 16); }
 static inline V all(float x) { return _mm512_set1_ps(x); }
 
-constexpr float FINE[] = {.00187757665f, .00898934016f, .055826318f, .240153617f, .693153073f, .999999925f};
-constexpr float FAST[] = {.07802452f, .226067159f, .695833539f, .999925219f};
-template<int DEGREE> static inline V power2(V x) {
-    const float* c = DEGREE == 5 ? FINE : FAST;
+static inline V power2(V x) {
+    constexpr float c[] = {.00187757665f, .00898934016f, .055826318f, .240153617f, .693153073f, .999999925f};
     V f = _mm512_reduce_ps(x, 1), p = all(c[0]); // f = x - floor(x)
     #pragma GCC unroll 8
-    for (int i = 1; i <= DEGREE; i++) p = _mm512_fmadd_ps(p, f, all(c[i]));
+    for (int i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, f, all(c[i]));
     return _mm512_scalef_ps(p, x);
 }
 '''
 
 # %% ../../nbs/3_model/30a_kernel_source.ipynb #9860bebb
 _PRODUCT = r'''
-constexpr int KEYS = 64, COLS = 32;
+constexpr int KEYS = 128, COLS = 32, PARTS = KEYS/32;
 
 static void tiles() {
     alignas(64) struct { uint8_t palette, start, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } c = {1};
     for (int i = 0; i < 8; i++) c.bytes[i] = 64, c.rows[i] = 16;
+    asm volatile("" ::: "memory"); // the compiler thinks that only a pointer is read
     _tile_loadconfig(&c);
 }
 
@@ -59,8 +60,8 @@ static inline void multiply(float* c, int pairs, const bf16* a, long stride, lon
             const bf16* at = a + p/16*block;
             _tile_loadd(4, at, 2*stride); _tile_loadd(5, at + 16*stride, 2*stride);
             _tile_loadd(6, b + p*2*COLS, 128); _tile_loadd(7, b + p*2*COLS + 32, 128);
-            _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-            meanwhile(p/16, pairs/16);
+            _tile_dpbf16ps(0, 4, 6); meanwhile(p/4, pairs/4); _tile_dpbf16ps(1, 4, 7); meanwhile(p/4 + 1, pairs/4);
+            _tile_dpbf16ps(2, 5, 6); meanwhile(p/4 + 2, pairs/4); _tile_dpbf16ps(3, 5, 7); meanwhile(p/4 + 3, pairs/4);
         }
         _tile_stored(0, c, 128); _tile_stored(1, c + 16, 128); _tile_stored(2, d, 128); _tile_stored(3, d + 16, 128);
     }
@@ -81,7 +82,7 @@ static inline void multiply(float* c, int pairs, const bf16* a, long stride, lon
         }
         #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) for (int h = 0; h < 2; h++) _mm512_store_ps(c + (r + i)*COLS + 16*h, s[i][h]);
-        if (r == 24) for (int i = 0; i < pairs/16; i++) meanwhile(i, pairs/16);
+        if (r == 24) for (int i = 0; i < pairs/4; i++) meanwhile(i, pairs/4);
     }
 }
 
@@ -95,7 +96,7 @@ static inline __m512i paired(V a, V b) {
 # %% ../../nbs/3_model/30a_kernel_source.ipynb #e734bc2b
 _ATTENTION = r'''
 // 16 rows of 16 numbers become columns, 32 apart
-static inline void turn(const bf16* in, long stride, bf16* out) {
+static inline void turn(const bf16* in, long stride, bf16* out, long apart = 32) {
     __m256i a[16], b[16];
     for (int i = 0; i < 16; i++) a[i] = _mm256_loadu_si256((const __m256i*)(in + i*stride));
     for (int i = 0; i < 16; i += 2) b[i] = _mm256_unpacklo_epi16(a[i], a[i+1]), b[i+1] = _mm256_unpackhi_epi16(a[i], a[i+1]);
@@ -108,9 +109,34 @@ static inline void turn(const bf16* in, long stride, bf16* out) {
         b[i + 2*j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + 4 + j]);
     }
     for (int j = 0; j < 8; j++) {
-        _mm256_storeu_si256((__m256i*)(out + j*32), _mm256_permute2x128_si256(b[j], b[8 + j], 0x20));
-        _mm256_storeu_si256((__m256i*)(out + (j + 8)*32), _mm256_permute2x128_si256(b[j], b[8 + j], 0x31));
+        _mm256_storeu_si256((__m256i*)(out + j*apart), _mm256_permute2x128_si256(b[j], b[8 + j], 0x20));
+        _mm256_storeu_si256((__m256i*)(out + (j + 8)*apart), _mm256_permute2x128_si256(b[j], b[8 + j], 0x31));
     }
+}
+
+// 16 rows of 16 pairs become columns; n rows exist
+static inline void turn_pairs(const bf16* in, long stride, long n, bf16* out) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = i < n ? _mm512_loadu_si512(in + i*stride) : _mm512_setzero_si512();
+    for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i+1]), b[i+1] = _mm512_unpackhi_epi32(a[i], a[i+1]);
+    for (int i = 0; i < 16; i += 4) for (int h = 0; h < 2; h++) {
+        a[i + 2*h] = _mm512_unpacklo_epi64(b[i + h], b[i + 2 + h]);
+        a[i + 2*h + 1] = _mm512_unpackhi_epi64(b[i + h], b[i + 2 + h]);
+    }
+    for (int j = 0; j < 4; j++) { // lane l of a[4i + j]: column 4l + j of rows 4i to 4i + 3
+        __m512i even[2] = {_mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88)};
+        __m512i odd[2] = {_mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd), _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd)};
+        _mm512_store_si512(out + j*2*COLS, _mm512_shuffle_i32x4(even[0], even[1], 0x88));
+        _mm512_store_si512(out + (4 + j)*2*COLS, _mm512_shuffle_i32x4(odd[0], odd[1], 0x88));
+        _mm512_store_si512(out + (8 + j)*2*COLS, _mm512_shuffle_i32x4(even[0], even[1], 0xdd));
+        _mm512_store_si512(out + (12 + j)*2*COLS, _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd));
+    }
+}
+
+// COLS rows of x [n, K] -> [K/2, COLS, 2]
+static void pack(const bf16* x, long n, long K, bf16* out) {
+    for (int h = 0; h < 2; h++) for (long k = 0; k < K; k += 32)
+        turn_pairs(x + 16*h*K + k, K, std::clamp(n - 16*h, 0L, 16L), out + k*COLS + 32*h);
 }
 
 struct Strides { long batch, head, row; };
@@ -125,6 +151,7 @@ template<int D> static void turn_values(const Call& c, long batch, long kv, long
     alignas(64) bf16 some[32*D];
     const bf16* v = c.v + batch*c.vs.batch + kv*c.vs.head + key*c.vs.row;
     long stride = c.vs.row, n = c.N - key;
+    if (n <= 0) return;
     if (n < 32) {
         memset(some, 0, sizeof some);
         for (long i = 0; i < n; i++) memcpy(some + i*D, v + i*stride, 2*D);
@@ -145,35 +172,79 @@ template<int D> struct Block {
 template<int D> static void begin(Block<D>& b, const Call& c, long batch, long kv, long i) {
     const long G = c.H/c.Hk;
     memset(b.o, 0, sizeof b.o);
+    alignas(64) bf16 rows[COLS*D];
     b.first = c.N; b.last = -1; b.n = 0;
     for (int x = 0; x < COLS; x++) { // of a long chunk, rows of one head; of a short one, rows of all heads that share the keys
         long at = i*COLS + x, g = at/c.L, l = at % c.L;
         if (c.L >= COLS) g = i % G, l = i/G*COLS + x;
         if (g < G && l < c.L) b.head[b.n] = kv*G + g, b.row[b.n++] = l;
         else g = b.head[0] - kv*G, l = b.row[0];
-        const char* q = (const char*)(c.q + batch*c.qs.batch + (kv*G + g)*c.qs.head + l*c.qs.row);
-        for (int d = 0; d < D/2; d++) memcpy(b.q + (d*COLS + x)*2, q + 4*d, 4);
+        memcpy(rows + x*D, c.q + batch*c.qs.batch + (kv*G + g)*c.qs.head + l*c.qs.row, 2*D);
         b.at[x] = c.N - c.L + l;
         b.slope[x] = c.slopes ? c.slopes[kv*G + g]/c.scale : 0;
         b.first = std::min(b.first, (long)b.at[x]); b.last = std::max(b.last, (long)b.at[x]);
     }
+    pack(rows, COLS, D, b.q);
     for (int h = 0; h < 2; h++) b.top[h] = all(-1e30f), b.sum[h] = all(0);
 }
 
+// logits[n, COLS] of keys [n, D]
+template<bool AMX, int D> static inline void logits(float* s, int n, const bf16* k, long stride, const bf16* q) {
+    if constexpr (AMX && D <= 64) { // the queries stay in tiles
+        _tile_loadd(0, q, 128); _tile_loadd(1, q + 32, 128);
+        if (D == 64) { _tile_loadd(2, q + 32*COLS, 128); _tile_loadd(3, q + 32*COLS + 32, 128); }
+        for (int r = 0; r < n; r += 16) {
+            _tile_zero(4); _tile_zero(5);
+            _tile_loadd(6, k + r*stride, 2*stride);
+            _tile_dpbf16ps(4, 6, 0); _tile_dpbf16ps(5, 6, 1);
+            if (D == 64) {
+                _tile_loadd(7, k + r*stride + 32, 2*stride);
+                _tile_dpbf16ps(4, 7, 2); _tile_dpbf16ps(5, 7, 3);
+            }
+            _tile_stored(4, s + r*COLS, 128); _tile_stored(5, s + r*COLS + 16, 128);
+        }
+    }
+    else for (int r = 0; r < n; r += 32) multiply<AMX, false>(s + r*COLS, D/2, k + r*stride, stride, 32, q);
+}
+
+// values that wait to be summed by their weights
+template<int D> struct Waiting { Block<D>* b = nullptr; const bf16 *v, *weights; int pairs; };
+template<bool AMX, int D, class Other = Nothing> static inline void sum_values(Waiting<D>& w, Other&& meanwhile = {}) {
+    for (int d = 0; d < D; d += 32)
+        multiply<AMX, true>(w.b->o + d*COLS, w.pairs, w.v + 32*d, 32, 32*D, w.weights,
+                            [&](int i, int n) { meanwhile(d/32*n + i, D/32*n); });
+    w.b = nullptr;
+}
+
+// 128 (f/128 - (2^(f/128) - 1)) for f = 2i and 2i + 1
+alignas(64) static const uint8_t CURVE[64] = {
+    0,1,1,2,2,3,4,4,5,5,5,6,6,7,7,8,8,8,9,9,9,9,10,10,10,10,10,11,11,11,11,11,11,
+    11,11,11,11,11,11,11,11,10,10,10,10,10,9,9,9,8,8,8,7,7,6,6,5,5,4,3,3,2,1,1
+};
+
 template<bool AMX, int D>
-static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, const bf16* v, long key, float* s, bf16* probs) {
+static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, const bf16* v, long key, float* s, bf16* weights,
+                       Waiting<D>& waiting) {
+    if (waiting.b == &b) sum_values<AMX, D>(waiting);
     const V unit = all(c.scale*1.44269504f), low = all(-INFINITY);
-    for (int r = 0; r < KEYS; r += 32) multiply<AMX, false>(s + r*COLS, D/2, k + r*stride, stride, 32, b.q);
-    if (c.slopes || key + KEYS - 1 > b.first || key <= b.last - c.window)
-        for (int r = 0; r < KEYS; r++) for (int h = 0; h < 2; h++) {
+    const int from = std::max(0L, b.first - c.window + 1 - key)/32*32, to = std::min((long)KEYS, (b.last - key + 32)/32*32);
+    logits<AMX, D>(s + from*COLS, to - from, k + from*stride, stride, b.q);
+    auto mask = [&](long r, long end) {
+        for (; r < end; r++) for (int h = 0; h < 2; h++) {
             __m512i far = _mm512_sub_epi32(_mm512_load_si512(b.at + 16*h), _mm512_set1_epi32(key + r));
             __mmask16 seen = _mm512_cmplt_epu32_mask(far, _mm512_set1_epi32(c.window));
             V bias = _mm512_mul_ps(_mm512_load_ps(b.slope + 16*h), _mm512_cvtepi32_ps(far));
             float* at = s + r*COLS + 16*h;
             _mm512_store_ps(at, _mm512_mask_sub_ps(low, seen, _mm512_load_ps(at), bias));
         }
+    };
+    if (c.slopes) mask(from, to);
+    else {
+        const long gone = std::clamp(b.last - c.window - key + 1, (long)from, (long)to);
+        mask(from, gone); mask(std::max(gone, b.first - key + 1), to);
+    }
     V top[2][2] = {{low, low}, {low, low}};
-    for (int r = 0; r < KEYS; r += 2) for (int i = 0; i < 2; i++) for (int h = 0; h < 2; h++)
+    for (int r = from; r < to; r += 2) for (int i = 0; i < 2; i++) for (int h = 0; h < 2; h++)
         top[i][h] = _mm512_max_ps(top[i][h], _mm512_load_ps(s + (r + i)*COLS + 16*h));
     __mmask16 grows[2]; // column by column, so that no query's rounding depends on its neighbours
     for (int h = 0; h < 2; h++) {
@@ -181,33 +252,60 @@ static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, c
         grows[h] = _mm512_cmp_ps_mask(top[0][h], _mm512_add_ps(b.top[h], all(8)), _CMP_GT_OQ);
     }
     if (grows[0] | grows[1]) for (int h = 0; h < 2; h++) {
-        V to = _mm512_mask_mov_ps(b.top[h], grows[h], top[0][h]);
-        V less = _mm512_mask_mov_ps(all(1), grows[h], power2<5>(_mm512_sub_ps(b.top[h], to)));
+        V to = _mm512_mask_roundscale_ps(b.top[h], grows[h], top[0][h], 7 << 4); // a multiple of 1/128
+        V less = _mm512_mask_mov_ps(all(1), grows[h], power2(_mm512_sub_ps(b.top[h], to)));
         b.top[h] = to; b.sum[h] = _mm512_mul_ps(b.sum[h], less);
         for (int d = 0; d < D; d++) _mm512_store_ps(b.o + d*COLS + 16*h, _mm512_mul_ps(less, _mm512_load_ps(b.o + d*COLS + 16*h)));
     }
-    V sum[2][2] = {};
-    #pragma GCC unroll 4
-    for (int r = 0; r < KEYS; r += 2) for (int h = 0; h < 2; h++) {
-        V p[2];
-        for (int i = 0; i < 2; i++) {
-            p[i] = power2<3>(_mm512_fmsub_ps(unit, _mm512_load_ps(s + (r + i)*COLS + 16*h), b.top[h]));
-            sum[i][h] = _mm512_add_ps(sum[i][h], p[i]);
+    const V slope = _mm512_mul_ps(unit, all(128)), whole = all(12582912.f); // where a float's last bit counts ones
+    const __m512i curve = _mm512_load_si512(CURVE);
+    V base[2], sum[2][2] = {};
+    __m512i bits[2] = {};
+    for (int h = 0; h < 2; h++) base[h] = _mm512_fnmadd_ps(all(128), b.top[h], all(12582912.f + 127*128));
+    auto weigh = [&](int r) __attribute__((always_inline)) {
+        for (int h = 0; h < 2; h++) {
+            const float* at = s + r*COLS + 16*h;
+            __m512i x = (__m512i)_mm512_max_ps(whole, _mm512_fmadd_ps(slope, _mm512_load_ps(at), base[h]));
+            __m512i y = (__m512i)_mm512_max_ps(whole, _mm512_fmadd_ps(slope, _mm512_load_ps(at + COLS), base[h]));
+            bits[h] = _mm512_ternarylogic_epi32(bits[h], x, y, 0xfe); // or
+            __m512i p = _mm512_mask_blend_epi16(0xaaaaaaaa, x, _mm512_slli_epi32(y, 16));
+            p = _mm512_sub_epi16(p, _mm512_maskz_permutexvar_epi8(0x5555555555555555, _mm512_srli_epi16(p, 1), curve));
+            sum[r/2 & 1][h] = _mm512_dpbf16_ps(sum[r/2 & 1][h], (__m512bh)p, (__m512bh)_mm512_set1_epi16(0x3f80));
+            _mm512_store_si512(weights + r*COLS + 32*h, p);
         }
-        _mm512_store_si512(probs + r*COLS + 32*h, paired(p[0], p[1]));
+    };
+    if (waiting.b && waiting.pairs == KEYS/2 && to - from == KEYS)
+        sum_values<AMX, D>(waiting, [&](int i, int n) __attribute__((always_inline)) {
+            for (int pair = i*(KEYS/2)/n; pair < (i + 1)*(KEYS/2)/n; pair++) weigh(2*pair);
+        });
+    else {
+        if (waiting.b) sum_values<AMX, D>(waiting);
+        #pragma GCC unroll 2
+        for (int r = from; r < to; r += 2) weigh(r);
     }
-    for (int h = 0; h < 2; h++) b.sum[h] = _mm512_add_ps(b.sum[h], _mm512_add_ps(sum[0][h], sum[1][h]));
-    for (int d = 0; d < D; d += 32) multiply<AMX, true>(b.o + d*COLS, KEYS/2, v + 32*d, 32, 32*D, probs);
+    for (int h = 0; h < 2; h++) { // a NaN or an infinity has no number as its weight
+        __mmask16 lost = _mm512_cmpge_epu32_mask(_mm512_and_si512(bits[h], _mm512_set1_epi32(0x7f800000)), _mm512_set1_epi32(0x7f800000));
+        b.sum[h] = _mm512_mask_mov_ps(_mm512_add_ps(b.sum[h], _mm512_add_ps(sum[0][h], sum[1][h])), lost, all(NAN));
+    }
+    waiting = {&b, v + from*D, weights + from*COLS, (to - from)/2};
 }
 
 template<int D> static void end(const Block<D>& b, const Call& c, long batch) {
     alignas(64) float sum[COLS], top[COLS];
     for (int h = 0; h < 2; h++) _mm512_store_ps(sum + 16*h, b.sum[h]), _mm512_store_ps(top + 16*h, b.top[h]);
-    const __m512i column = _mm512_mullo_epi32(_mm512_setr_epi32(0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15), _mm512_set1_epi32(COLS));
+    alignas(64) bf16 narrow[D*COLS], rows[COLS*D];
+    V part[2];
+    for (int h = 0; h < 2; h++) {
+        part[h] = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(b.sum[h], all(0), _CMP_NEQ_UQ), all(1), b.sum[h]);
+    }
+    for (int d = 0; d < D; d++) {
+        V y[2];
+        for (int h = 0; h < 2; h++) y[h] = _mm512_mul_ps(part[h], _mm512_load_ps(b.o + d*COLS + 16*h));
+        _mm512_store_si512(narrow + d*COLS, (__m512i)_mm512_cvtne2ps_pbh(y[1], y[0]));
+    }
+    for (int d = 0; d < D; d += 16) for (int x = 0; x < COLS; x += 16) turn(narrow + d*COLS + x, COLS, rows + x*D + d, D);
     for (int x = 0; x < b.n; x++) {
-        bf16* out = c.out + batch*c.os.batch + b.head[x]*c.os.head + b.row[x]*c.os.row;
-        V part = all(sum[x] == 0 ? 0 : 1/sum[x]);
-        for (int d = 0; d < D; d += 16) store(out + d, _mm512_mul_ps(part, _mm512_i32gather_ps(column, b.o + d*COLS + x, 4)));
+        memcpy(c.out + batch*c.os.batch + b.head[x]*c.os.head + b.row[x]*c.os.row, rows + x*D, 2*D);
         if (c.lse) c.lse[(batch*c.H + b.head[x])*c.L + b.row[x]] = (top[x] + std::log2(sum[x]))*0.69314718f;
     }
 }
@@ -221,10 +319,11 @@ template<bool AMX, int D> static void attend(const Call& c) {
     {
         if (AMX) tiles();
         #pragma omp for
-        for (long t = 0; t < heads*blocks*2; t++)
-            turn_values<D>(c, t/(2*blocks)/c.Hk, t/(2*blocks) % c.Hk, start*KEYS + t % (2*blocks)*32, c.turned + t*32*D);
+        for (long t = 0; t < heads*blocks*PARTS; t++)
+            turn_values<D>(c, t/(PARTS*blocks)/c.Hk, t/(PARTS*blocks) % c.Hk, start*KEYS + t % (PARTS*blocks)*32, c.turned + t*32*D);
         alignas(64) float s[KEYS*COLS];
-        alignas(64) bf16 probs[KEYS*COLS], tail[KEYS*D];
+        alignas(64) bf16 weights[2][KEYS*COLS], tail[KEYS*D];
+        Waiting<D> waiting; int turn = 0;
         auto* block = new (std::align_val_t(64)) Block<D>[MOST];
         #pragma omp for schedule(dynamic)
         for (long t = 0; t < heads*groups; t++) {
@@ -244,8 +343,9 @@ template<bool AMX, int D> static void attend(const Call& c) {
                     k = tail; stride = D;
                 }
                 for (long i = 0; i < n; i++) if (key <= block[i].last && key + KEYS > block[i].first - c.window + 1)
-                    see<AMX, D>(block[i], c, k, stride, c.turned + (head*blocks + j - start)*KEYS*D, key, s, probs);
+                    see<AMX, D>(block[i], c, k, stride, c.turned + (head*blocks + j - start)*KEYS*D, key, s, weights[turn ^= 1], waiting);
             }
+            if (waiting.b) sum_values<AMX, D>(waiting);
             for (long i = 0; i < n; i++) end<D>(block[i], c, batch);
         }
         ::operator delete[](block, std::align_val_t(64));
@@ -288,31 +388,6 @@ extern "C" void rotate(const bf16* x, const float* cos, const float* sin, bf16* 
 
 # %% ../../nbs/3_model/30a_kernel_source.ipynb #f999f46a
 _WEIGHTS = r'''
-// 16 rows of 16 pairs become columns; n rows exist
-static inline void turn_pairs(const bf16* in, long stride, long n, bf16* out) {
-    __m512i a[16], b[16];
-    for (int i = 0; i < 16; i++) a[i] = i < n ? _mm512_loadu_si512(in + i*stride) : _mm512_setzero_si512();
-    for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i+1]), b[i+1] = _mm512_unpackhi_epi32(a[i], a[i+1]);
-    for (int i = 0; i < 16; i += 4) for (int h = 0; h < 2; h++) {
-        a[i + 2*h] = _mm512_unpacklo_epi64(b[i + h], b[i + 2 + h]);
-        a[i + 2*h + 1] = _mm512_unpackhi_epi64(b[i + h], b[i + 2 + h]);
-    }
-    for (int j = 0; j < 4; j++) { // lane l of a[4i + j]: column 4l + j of rows 4i to 4i + 3
-        __m512i even[2] = {_mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88)};
-        __m512i odd[2] = {_mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd), _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd)};
-        _mm512_store_si512(out + j*2*COLS, _mm512_shuffle_i32x4(even[0], even[1], 0x88));
-        _mm512_store_si512(out + (4 + j)*2*COLS, _mm512_shuffle_i32x4(odd[0], odd[1], 0x88));
-        _mm512_store_si512(out + (8 + j)*2*COLS, _mm512_shuffle_i32x4(even[0], even[1], 0xdd));
-        _mm512_store_si512(out + (12 + j)*2*COLS, _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd));
-    }
-}
-
-// COLS rows of x [n, K] -> [K/2, COLS, 2]
-static void pack(const bf16* x, long n, long K, bf16* out) {
-    for (int h = 0; h < 2; h++) for (long k = 0; k < K; k += 32)
-        turn_pairs(x + 16*h*K + k, K, std::clamp(n - 16*h, 0L, 16L), out + k*COLS + 32*h);
-}
-
 // c [32, COLS] -> n rows of 32, with what is to be added, if anything
 static void unpack(const float* c, long n, bf16* out, const bf16* more, long stride) {
     alignas(64) bf16 narrow[32*COLS], rows[COLS*32];
@@ -375,7 +450,7 @@ template<bool AMX> static void project(const Linear& m) {
 extern "C" void linear(const Linear* m, int amx) { amx ? project<true>(*m) : project<false>(*m); }
 
 static inline V silu(V x) { // the reciprocal of 14 bits gets a step of Newton's
-    V e = power2<5>(_mm512_min_ps(_mm512_mul_ps(x, all(-1.44269504f)), all(120))), d = _mm512_add_ps(all(1), e), r = _mm512_rcp14_ps(d);
+    V e = power2(_mm512_min_ps(_mm512_mul_ps(x, all(-1.44269504f)), all(120))), d = _mm512_add_ps(all(1), e), r = _mm512_rcp14_ps(d);
     return _mm512_mul_ps(x, _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, all(2))));
 }
 
@@ -456,4 +531,4 @@ extern "C" void unpack4(const uint8_t* packed, const bf16* scale, const float* c
 # %% ../../nbs/3_model/30a_kernel_source.ipynb #a2c307a1
 HEAD_DIMS = (32, 64, 96, 128) # that attention is compiled for
 SOURCE = "\n\n".join((_NUMBERS, _PRODUCT, _ATTENTION, _STEPS, _WEIGHTS, _FOUR))
-FLAGS = ("-ffp-contract=off -fno-math-errno -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16").split()
+FLAGS = ("-ffp-contract=off -fno-math-errno -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512bf16 -mamx-tile -mamx-bf16").split()

@@ -21,7 +21,8 @@ def lacking(): # a phrase, or None
     "What this machine lacks for these kernels, or None."
     if not torch.cpu._is_avx512_bf16_supported(): return "a CPU with AVX-512 and bfloat16 products"
     if compiler() is None: return "a C++ compiler (g++, or $CXX)"
-    try: _library()
+    try:
+        if not _library().runs_here(): return "a CPU with AVX-512 VBMI"
     except (OSError, RuntimeError) as e: return f"kernels that compile and load ({str(e)[:200]})"
 
 @lru_cache(maxsize=1)
@@ -54,7 +55,7 @@ def _at(tensor): return None if tensor is None else tensor.data_ptr()
 @lru_cache(maxsize=1)
 def _tiled(): return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx() # asks the system for the tiles' registers
 
-BLOCK = 64 # keys that are seen at a time
+BLOCK = 128 # keys that are seen at a time
 
 def attend(query,  # [B, H, L, D] bfloat16 on a CPU, the last L positions; D one of `HEAD_DIMS`
            key,    # [B, Hk, N, D]
