@@ -271,4 +271,4 @@ def fit(model,      # a transformers causal LM of the Llama family
         layer.window, layer.sinks, layer.backend = window, sinks if window else 0, backend
         layer.forward = types.MethodType(_forward, layer)
     model.config._attn_implementation = "pispiral"
-    return fuse(model, backend == "fused")
+    return fuse(model, backend == "fused", _forward)

@@ -12,7 +12,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from .kernel_source import FLAGS, HEAD_DIMS, SOURCE
+from .kernel_source import HEAD_DIMS
+from .layer_source import FLAGS, SOURCE
 from ..native import compiler, library
 
 # %% ../../nbs/3_model/30b_kernels.ipynb #367a21c8
@@ -43,12 +44,18 @@ class _Call(ctypes.Structure):
                 *((n, ctypes.c_long) for n in ("B", "H", "Hk", "L", "N", "window")), ("scale", ctypes.c_float)]
 
 class _Linear(ctypes.Structure):
-    _fields_ = [*((n, ctypes.c_void_p) for n in ("x", "weight", "bias", "more", "out", "packed")),
+    _fields_ = [*((n, ctypes.c_void_p) for n in ("x", "weight", "bias", "more", "out", "wide", "packed")),
                 *((n, ctypes.c_long) for n in ("rows", "width", "outs", "most"))]
 
 class _Mlp(ctypes.Structure):
-    _fields_ = [*((n, ctypes.c_void_p) for n in ("x", "gate", "up", "down", "more", "out", "packed", "inner")),
-                *((n, ctypes.c_long) for n in ("rows", "width", "wide", "most"))]
+    _fields_ = [*((n, ctypes.c_void_p) for n in ("x", "norm", "gate", "up", "down", "more", "out", "packed", "inner")),
+                *((n, ctypes.c_long) for n in ("rows", "width", "wide", "most")), ("eps", ctypes.c_float)]
+
+class _Layer(ctypes.Structure):
+    _fields_ = [*((n, ctypes.c_void_p) for n in "x before q k v qb kb vb o after gate up down out queries seen middle packed "
+                  "inner turned keys values cos sin slopes".split()),
+                *((n, ctypes.c_long) for n in "rows kept width wide H Hk D N window apart angles most".split()),
+                *((n, ctypes.c_float) for n in ("eps", "eps2", "scale"))]
 
 def _at(tensor): return None if tensor is None else tensor.data_ptr()
 
@@ -124,10 +131,16 @@ def _linear(self, input, more=None):
     out = F.linear(input, self.weight, self.bias)
     return out if more is None else more + out
 
-def _product(input, weight, bias, more=None):
+def _head(self, input):
+    outs, width = self.weight.shape
+    if not input.numel() or not _free(input, outs, width) or not self.weight.is_contiguous(): return type(self).forward(self, input)
+    return _product(input, self.weight, self.bias, dtype=torch.float32) # rounded, one logit in eight at 20 would tie with its next
+
+def _product(input, weight, bias, more=None, dtype=torch.bfloat16):
     rows, (outs, width) = input.numel()//input.shape[-1], weight.shape
-    out, packed = input.new_empty(*input.shape[:-1], outs), input.new_empty(_room(rows), width)
-    call = _Linear(*map(_at, (input, weight, bias, more, out, packed)), rows, width, outs, MOST)
+    out, packed = input.new_empty(*input.shape[:-1], outs, dtype=dtype), input.new_empty(_room(rows), width)
+    places = (out, None) if dtype == torch.bfloat16 else (None, out)
+    call = _Linear(*map(_at, (input, weight, bias, more, *places, packed)), rows, width, outs, MOST)
     _library().linear(ctypes.byref(call), _tiled())
     return out
 
@@ -158,30 +171,72 @@ def _mlp(self, x, more=None):
         return out if more is None else more + out
     rows, out = x.numel()//width, torch.empty_like(x)
     packed, inner = x.new_empty(_room(rows), width), x.new_empty(_room(rows), wide)
-    call = _Mlp(*map(_at, (x, *(p.weight for p in parts), more, out, packed, inner)), rows, width, wide, MOST)
+    call = _Mlp(*map(_at, (x, None, *(p.weight for p in parts), more, out, packed, inner)), rows, width, wide, MOST)
     _library().mlp(ctypes.byref(call), _tiled())
+    return out
+
+def _claims(held, attention): # can a kernel write into this layer of a cache? One made for another window is the steps' to refuse
+    return hasattr(held, "claim") and getattr(held, "span", None) in (None, (attention.window, attention.sinks))
+
+def _whole(self, x, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
+    "May the layer be one call?"
+    a, m = self.self_attn, self.mlp
+    steps = (self.input_layernorm, _norm), (self.post_attention_layernorm, _norm), (m, _mlp), (a, getattr(a, "steps", None))
+    products = a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj
+    return (x.shape[0] == 1 and x.shape[1] > 0 and attention_mask is None and not a.sinks and not a.code.dynamic
+            and all(_mine(*s) for s in steps) and all(_mine(p, _linear) and p.weight.is_contiguous() for p in products)
+            and not any(p.bias is not None for p in products[3:]) and not hasattr(a, "q_norm")
+            and _free(x, x.shape[-1], len(m.gate_proj.weight), len(a.q_proj.weight))
+            and not (a.code.rotates and len(position_embeddings[0]) > 1) and not (a.training and a.attention_dropout)
+            and (past_key_values is None or _claims(past_key_values.layers[a.layer_idx], a)))
+
+def _at_once(self, x, position_embeddings, past_key_values=None, rows_kept=None, **kwargs):
+    a, m, (_, L, width) = self.self_attn, self.mlp, x.shape
+    D, (H, Hk) = a.head_dim, (len(p.weight)//a.head_dim for p in (a.q_proj, a.k_proj))
+    last = a.layer_idx == a.config.num_hidden_layers - 1 and not self._forward_hooks
+    kept = min(rows_kept, L) if last and rows_kept else L
+    if past_key_values is None: keys, values = (x.new_empty(1, Hk, L, D) for _ in range(2))
+    else: keys, values = past_key_values.layers[a.layer_idx].claim(x.new_empty(1, Hk, 0, D), L)
+    N, span = keys.shape[2], a.window or keys.shape[2]
+    left = min(N, L + span - 1) # keys that some row sees
+    blocks = -(-left//BLOCK) - max(0, left - kept - min(span, left) + 1)//BLOCK
+    wide, out = len(m.gate_proj.weight), x.new_empty(1, kept, width)
+    sizes = L*H*D, kept*H*D, kept*width, _room(L)*max(width, H*D), _room(kept)*wide, Hk*blocks*BLOCK*D
+    places = x.new_empty(sum(sizes)).split(sizes) # of queries, what they saw, the stream after it, and the kernels' own
+    cos, sin = (t.contiguous() for t in position_embeddings) if a.code.rotates else (None, None)
+    slopes = None if a.code.slopes is None else a.code.slopes.to("cpu", torch.float32).contiguous()
+    weights = [t for p in (a.q_proj, a.k_proj, a.v_proj) for t in (p.weight, p.bias)]
+    call = _Layer(*map(_at, (x, self.input_layernorm.weight, *weights[::2], *weights[1::2], a.o_proj.weight,
+                             self.post_attention_layernorm.weight, *(p.weight for p in (m.gate_proj, m.up_proj, m.down_proj)),
+                             out, *places, keys, values, cos, sin, slopes)),
+                  L, kept, width, wide, H, Hk, D, N, span, keys.stride(1), 0 if cos is None else cos.shape[-1], MOST,
+                  self.input_layernorm.variance_epsilon, self.post_attention_layernorm.variance_epsilon, a.scaling)
+    _library().layer(ctypes.byref(call), _tiled())
     return out
 
 def _layer(self, hidden_states, **kwargs):
     attention, mlp = self.self_attn, self.mlp
     ours = hasattr(attention, "backend") # as `fit` makes it: transformers' own would not add the residual stream
+    if ours and _whole(self, hidden_states, **kwargs): return _at_once(self, hidden_states, **kwargs)
     if not (ours and _mine(attention.o_proj, _linear) and _mine(mlp, _mlp) and hidden_states.is_contiguous()):
         return type(self).forward(self, hidden_states, **kwargs)
     hidden_states, _ = attention(hidden_states=self.input_layernorm(hidden_states), more=hidden_states, **kwargs)
     return mlp(self.post_attention_layernorm(hidden_states), hidden_states)
 
-def fuse(model,   # a transformers causal LM of the Llama family
-         on=True  # or give it back transformers' own steps
-        ):        # the same model, changed in place
+def fuse(model,     # a transformers causal LM of the Llama family
+         on=True,   # or give it back transformers' own steps
+         steps=None # the forward of an attention layer whose steps a kernel of the whole layer may take over
+        ):          # the same model, changed in place
     "Let RMSNorm, SwiGLU, other products by weights and the sums after them be these kernels' wherever no gradient is wanted."
     config = getattr(model, "config", None)
     kept = getattr(config, "mlp_bias", False) or getattr(config, "hidden_act", "silu") != "silu"
     for m in model.modules():
-        if getattr(m.__dict__.get("forward"), "__func__", None) in (_norm, _mlp, _linear, _linear4, _layer): del m.forward
+        if getattr(m.__dict__.get("forward"), "__func__", None) in (_norm, _mlp, _linear, _linear4, _head, _layer): del m.forward
         if not on or hasattr(m, "_hf_hook"): continue # accelerate's hook brings the weights, so it must be what is called
         forward, weight = None, getattr(m, "weight", None)
         if hasattr(m, "gate_proj"): forward = None if kept else _mlp
-        elif hasattr(m, "self_attn") and hasattr(m, "post_attention_layernorm"): forward = _layer
+        elif hasattr(m, "self_attn") and hasattr(m, "post_attention_layernorm"): forward, m.self_attn.steps = _layer, steps
+        elif m is getattr(model, "lm_head", None) and weight.dtype == torch.bfloat16: forward = _head
         elif type(m).__name__ == "Linear4bit": forward = _linear4 if weight.device.type == "cpu" else None
         elif weight is not None and weight.dtype == torch.bfloat16:
             forward = _linear if type(m) is torch.nn.Linear else _norm if type(m).__name__.endswith("RMSNorm") else None

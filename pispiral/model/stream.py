@@ -16,24 +16,33 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ..ledger import spent
 
 # %% ../../nbs/3_model/33_stream.ipynb #1e55d7a1
+def _written(layer, *states):
+    "A cache's layer after new keys and values were put at its end."
+    new = states[0].shape[-2]
+    held = layer.claim(states[0], new)
+    for place, part in zip(held, states): place[..., place.shape[-2] - new:, :] = part
+    return held
+
 class _ReservedLayer(DynamicLayer):
     "A `DynamicLayer` whose keys and values are views of a larger buffer."
     def __init__(self, room=0):
         super().__init__()
         self.room = room
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized: self.lazy_initialization(key_states, value_states)
-        if self.keys.numel() == 0: self.keys = self.values = key_states[..., :0, :]
-        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+    def claim(self, like, new):
+        "All keys and values, with room at their end for `new` tokens' that the caller writes; they are `like` a tensor [B, Hk, ., D]."
+        if not self.is_initialized: self.lazy_initialization(like, like)
+        if self.keys.numel() == 0: self.keys = self.values = like[..., :0, :]
+        start, end = self.keys.shape[-2], self.keys.shape[-2] + new
         buffers = getattr(self, "buffers", None)
-        if buffers is None or buffers[0].shape[-2] < end or buffers[0].shape[0] != key_states.shape[0]:
+        if buffers is None or buffers[0].shape[-2] < end or buffers[0].shape[0] != like.shape[0]:
             self.room = max(self.room, end, 2*start)
-            self.buffers = [t.new_empty(*t.shape[:-2], self.room, t.shape[-1]) for t in (key_states, value_states)]
+            self.buffers = [like.new_empty(*like.shape[:-2], self.room, like.shape[-1]) for _ in range(2)]
             for buffer, old in zip(self.buffers, (self.keys, self.values)): buffer[..., :start, :] = old
-        for buffer, new in zip(self.buffers, (key_states, value_states)): buffer[..., start:end, :] = new
         self.keys, self.values = (b[..., :end, :] for b in self.buffers)
         return self.keys, self.values
+
+    def update(self, key_states, value_states, *args, **kwargs): return _written(self, key_states, value_states)
 
     def mark(self): pass # any place can be gone back to
 
@@ -50,23 +59,24 @@ class _WindowLayer(DynamicLayer):
 
     def reset(self): self.seen, self.held, self.buffers, self.marks = 0, 0, None, {}
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized: self.lazy_initialization(key_states, value_states)
-        new = key_states.shape[-2]
-        if self.buffers is None or self.held + new > self.buffers[0].shape[-2]: self._make_room(key_states, value_states)
-        for buffer, part in zip(self.buffers, (key_states, value_states)):
-            buffer[..., self.held:self.held + new, :] = part
+    def update(self, key_states, value_states, *args, **kwargs): return _written(self, key_states, value_states)
+
+    def claim(self, like, new):
+        "As a `_ReservedLayer` does."
+        if not self.is_initialized: self.lazy_initialization(like, like)
+        if self.buffers is None or self.held + new > self.buffers[0].shape[-2]: self._make_room(like, new)
         self.held, self.seen = self.held + new, self.seen + new
         self._show()
         return self.keys, self.values
 
     def _show(self): self.keys, self.values = (b[..., :self.held, :] for b in self.buffers)
 
-    def _make_room(self, *states):
+    def _make_room(self, like, new):
         "Move the sinks and the last `keep` keys to the front of buffers that hold them and what comes."
-        held, new = min(self.held, self.sinks + self.keep), states[0].shape[-2]
+        held = min(self.held, self.sinks + self.keep)
         old, room = self.buffers, max(self.room, held + new)
-        if old is None or old[0].shape[-2] < room: self.buffers = [t.new_empty(*t.shape[:-2], room, t.shape[-1]) for t in states]
+        if old is None or old[0].shape[-2] < room:
+            self.buffers = [like.new_empty(*like.shape[:-2], room, like.shape[-1]) for _ in range(2)]
         if old is not None:
             for buffer, was in zip(self.buffers, old):
                 if held < self.held: tail = was[..., self.held - held + self.sinks:self.held, :].clone()
@@ -141,7 +151,7 @@ def prefill(model,
     while start < len(ids):
         end = min([len(ids), (start//size + 1)*size, *(m for m in marks if m > start)])
         step, keep = (ids[start:end], 1) if end < len(ids) else (torch.cat((ids[start:], guess)), 1 + len(guess))
-        out = model(step[None], past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+        out = model(step[None], past_key_values=cache, use_cache=True, logits_to_keep=keep, rows_kept=keep).logits
         if tick: tick(end - start)
         start = end
         if start in marks: cache.mark()
