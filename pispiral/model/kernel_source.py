@@ -49,7 +49,7 @@ static void tiles() {
 // c[32, COLS] (+)= a[32, 2*pairs] b, with b as [pairs, COLS, 2]; `stride` between rows of a, `block` between its 32 columns;
 // `meanwhile(i, n)` is other work, to be called n times: the vector units do it while the tiles multiply
 struct Nothing { void operator()(int, int) const {} };
-template<bool AMX, bool ADD, class Other = Nothing> __attribute__((always_inline))
+template<bool AMX, bool ADD, bool PASSING = false, class Other = Nothing> __attribute__((always_inline))
 static inline void multiply(float* c, int pairs, const bf16* a, long stride, long block, const bf16* b, Other&& meanwhile = {},
                             long ahead = 0) {
     if constexpr (AMX) {
@@ -61,8 +61,10 @@ static inline void multiply(float* c, int pairs, const bf16* a, long stride, lon
         for (int p = 0; p < pairs; p += 16) {
             const bf16* at = a + p/16*block;
             if (ahead) for (int r = 0; r < 32; r++) __builtin_prefetch(at + r*stride + ahead, 0, 2);
-            _tile_loadd(4, at, 2*stride); _tile_loadd(5, at + 16*stride, 2*stride);
-            _tile_loadd(6, b + p*2*COLS, 128); _tile_loadd(7, b + p*2*COLS + 32, 128);
+            if constexpr (ADD) { _tile_stream_loadd(4, at, 2*stride); _tile_stream_loadd(5, at + 16*stride, 2*stride); } // values
+            else { _tile_loadd(4, at, 2*stride); _tile_loadd(5, at + 16*stride, 2*stride); }
+            if constexpr (PASSING) { _tile_stream_loadd(6, b + p*2*COLS, 128); _tile_stream_loadd(7, b + p*2*COLS + 32, 128); }
+            else { _tile_loadd(6, b + p*2*COLS, 128); _tile_loadd(7, b + p*2*COLS + 32, 128); }
             _tile_dpbf16ps(0, 4, 6); meanwhile(p/4, pairs/4); _tile_dpbf16ps(1, 4, 7); meanwhile(p/4 + 1, pairs/4);
             _tile_dpbf16ps(2, 5, 6); meanwhile(p/4 + 2, pairs/4); _tile_dpbf16ps(3, 5, 7); meanwhile(p/4 + 3, pairs/4);
         }
@@ -193,15 +195,15 @@ template<int D> static void begin(Block<D>& b, const Call& c, long batch, long k
 
 // logits[n, COLS] of keys [n, D]
 template<bool AMX, int D> static inline void logits(float* s, int n, const bf16* k, long stride, const bf16* q) {
-    if constexpr (AMX && D <= 64) { // the queries stay in tiles
+    if constexpr (AMX && D <= 64) { // the queries stay in tiles; keys, wanted once a block, pass the first cache by
         _tile_loadd(0, q, 128); _tile_loadd(1, q + 32, 128);
         if (D == 64) { _tile_loadd(2, q + 32*COLS, 128); _tile_loadd(3, q + 32*COLS + 32, 128); }
         for (int r = 0; r < n; r += 16) {
             _tile_zero(4); _tile_zero(5);
-            _tile_loadd(6, k + r*stride, 2*stride);
+            _tile_stream_loadd(6, k + r*stride, 2*stride);
             _tile_dpbf16ps(4, 6, 0); _tile_dpbf16ps(5, 6, 1);
             if (D == 64) {
-                _tile_loadd(7, k + r*stride + 32, 2*stride);
+                _tile_stream_loadd(7, k + r*stride + 32, 2*stride);
                 _tile_dpbf16ps(4, 7, 2); _tile_dpbf16ps(5, 7, 3);
             }
             _tile_stored(4, s + r*COLS, 128); _tile_stored(5, s + r*COLS + 16, 128);

@@ -108,7 +108,7 @@ template<bool AMX> static void project(const Linear& m) {
             const long rows = std::min(m.most, mine.to - from);
             mine.pack_all(m.x + from*K, rows, K, packed, nullptr, 0);
             for (long n = mine.begin(m.outs); n < mine.end(m.outs); n += 32) for (long b = 0; b < rows; b += COLS) {
-                multiply<AMX, false>(y, K/2, m.weight + n*K, K, 32, packed + b*K, Nothing(), b ? 0 : 32*K);
+                multiply<AMX, false, true>(y, K/2, m.weight + n*K, K, 32, packed + b*K, Nothing(), b ? 0 : 32*K);
                 if (m.bias) add_bias(y, m.bias + n);
                 const long at = (from + b)*m.outs + n;
                 if (m.wide) unpack_wide(y, std::min<long>(COLS, rows - b), m.wide + at, m.outs);
@@ -157,7 +157,8 @@ template<bool AMX> static void swiglu(const Mlp& m) {
                 for (; last && done < 8*half + 8*(i + 1)/n; done++)
                     activate(gate[!now] + 2*done*COLS, up[!now] + 2*done*COLS, last + 2*done*COLS);
             }; };
-            for (long f = mine.begin(F); f < mine.end(F); f += 32) for (long b = 0; b < rows; b += COLS) {
+            for (long part = mine.begin(F); part < mine.end(F); part += 128) for (long b = 0; b < rows; b += COLS)
+            for (long f = part; f < std::min(part + 128, mine.end(F)); f += 32) {
                 multiply<AMX, false>(gate[now], K/2, m.gate + f*K, K, 32, packed + b*K, activating(0), b ? 0 : 32*K);
                 multiply<AMX, false>(up[now], K/2, m.up + f*K, K, 32, packed + b*K, activating(1), b ? 0 : 32*K);
                 last = inner + b*F + f*COLS; now = !now; done = 0;
@@ -202,24 +203,23 @@ template<bool AMX> static void project_heads(const Layer& m, long start, long fi
         for (long from = mine.from; from < mine.to; from += m.most) {
             const long rows = std::min(m.most, mine.to - from);
             mine.pack_all(m.x + (start + from)*K, rows, K, packed, m.before, m.eps);
-            for (long h = h0; h < h1; h++) {
+            for (long part = h0; part < h1; part += 2) for (long b = 0; b < rows; b += COLS)
+            for (long h = part; h < std::min(part + 2, h1); h++) {
                 const bool query = h < m.H, key = !query && h < m.H + m.Hk;
                 const long i = query ? h : key ? h - m.H : h - m.H - m.Hk;
                 const bf16 *weight = (query ? m.q : key ? m.k : m.v) + i*D*K, *bias = query ? m.qb : key ? m.kb : m.vb;
-                for (long b = 0; b < rows; b += COLS) {
-                    const long n = std::min<long>(COLS, rows - b), r = start + from + b;
-                    for (long d = 0; d < D; d += 32) {
-                        multiply<AMX, false>(y, K/2, weight + d*K, K, 32, packed + b*K, Nothing(), b ? 0 : 32*K);
-                        if (bias) add_bias(y, bias + i*D + d);
-                        unpack(y, n, head + d, nullptr, D);
-                    }
-                    bf16* to = query ? m.queries + (r*m.H + i)*D : (key ? m.keys : m.values) + i*m.apart + (past + r)*D;
-                    const long step = query ? m.H*D : D;
-                    for (long x = 0; x < n; x++)
-                        if (m.cos && h < m.H + m.Hk)
-                            rotate_row(head + x*D, m.cos + (r + x)*m.angles, m.sin + (r + x)*m.angles, to + x*step, D);
-                        else memcpy(to + x*step, head + x*D, 2*D);
+                const long n = std::min<long>(COLS, rows - b), r = start + from + b;
+                for (long d = 0; d < D; d += 32) {
+                    multiply<AMX, false>(y, K/2, weight + d*K, K, 32, packed + b*K, Nothing(), b ? 0 : 32*K);
+                    if (bias) add_bias(y, bias + i*D + d);
+                    unpack(y, n, head + d, nullptr, D);
                 }
+                bf16* to = query ? m.queries + (r*m.H + i)*D : (key ? m.keys : m.values) + i*m.apart + (past + r)*D;
+                const long step = query ? m.H*D : D;
+                for (long x = 0; x < n; x++)
+                    if (m.cos && h < m.H + m.Hk)
+                        rotate_row(head + x*D, m.cos + (r + x)*m.angles, m.sin + (r + x)*m.angles, to + x*step, D);
+                    else memcpy(to + x*step, head + x*D, 2*D);
             }
             mine.meet();
         }
