@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import one_of
 from ..ledger import spent
 from .assets import prose
-from .items import (Item, _join, _words, assemble, draw_key, draw_value, haystack, item_rng, line_ids,
+from .items import (Item, _join, _words, assemble, draw_key, draw_value, filled_ids, haystack, item_rng,
                                   needle)
 from .multidoc import question_item
 from .ruler_words import DEPTHS, cwe_item, fwe_item, noise, vt_item
@@ -87,8 +87,8 @@ class NeedleHaystack(NamedTuple):
 
     def _draw(self, rng, n): # n lists of ids
         drawn = zip(*_keys_and_values(rng, n, self.key, self.value))
-        texts = (needle(k, v, self.value) + "\n" for k, v in drawn)
-        return line_ids(self.tok, [t for t in texts if not any(a in t for a in self.avoid)])
+        parts = (needle("\0", "\0", self.value) + "\n").split("\0")
+        return filled_ids(self.tok, parts, [d for d in drawn if not any(a in t for a in self.avoid for t in d)])
 
     def take(self, n:int): # as `Haystack.take`
         "Needles that fill `n` tokens, or nearly."
