@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ..errors import one_of
-from .circle import BLOCK, circle, consecutive, written
+from .circle import BLOCK, circle, consecutive, moved, written
 from .spiral import (CONTROLS, IRRATIONALS, PHASES, harmonic_word, hash_key, hash_words, nearest_harmonic,
                                       phase_words, turns, word)
 from ..native import roomy
@@ -229,6 +229,7 @@ class PositionCode(nn.Module):
         for start, stop, words, turn in self._stretches(first, end, length):
             n, parts = torch.arange(start, stop, device="cpu"), [t[start - first:stop - first] for t in tables]
             if words is not None and len(n) >= 2 * BLOCK and written(start, words, turn, self.scale(n), *parts): continue
+            if words is None and self._write_moving(start, n, parts): continue
             make = self.unit if words is not None else self._moving
             for at in range(0, len(n), PIECE):
                 piece = n[at:at + PIECE]
@@ -239,6 +240,8 @@ class PositionCode(nn.Module):
         return [(first, end, self.words_at(length) if self.kind == "linear" else None, None)]
 
     def _moving(self, n, length): return self.unit(n, length) # where the phase is not linear
+
+    def _write_moving(self, first, n, parts): return False # has a loop in C++ done it?
 
     def _pieces(self, flat, length):
         if len(flat) <= PIECE: return self._tables(flat, length)
@@ -400,6 +403,11 @@ class HybridPositionalEncoding(PositionCode):
     def _moving(self, n, length=None):
         a = self._blend(n[..., None])
         return a.cos(), a.sin()
+
+    def _write_moving(self, first, n, parts):
+        delta = self.words - self.spiral_words
+        return self.cfg.blend == "phase" and moved(first, self.spiral_words, self.K * delta, delta.double() * 2.0**-64, self._G(n),
+                                                   self.scale(n), *parts)
 
     def _beyond_gate(self, n): return circle(n, self.spiral_words, self._turned())
 
