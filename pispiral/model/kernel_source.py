@@ -53,6 +53,7 @@ template<bool AMX, bool ADD, bool PASSING = false, class Other = Nothing> __attr
 static inline void multiply(float* c, int pairs, const bf16* a, long stride, long block, const bf16* b, Other&& meanwhile = {},
                             long ahead = 0) {
     if constexpr (AMX) {
+        asm volatile("" ::: "memory"); // nor does it know that tiles are loaded from memory
         float* d = c + 16*COLS;
         if constexpr (ADD) {
             _tile_loadd(0, c, 128); _tile_loadd(1, c + 16, 128); _tile_loadd(2, d, 128); _tile_loadd(3, d + 16, 128);
@@ -100,7 +101,7 @@ static inline __m512i paired(V a, V b) {
 
 # %% ../../nbs/3_model/30a_kernel_source.ipynb #e734bc2b
 _ATTENTION = r'''
-// 16 rows of 16 numbers become columns, 32 apart
+// 16 rows of 16 numbers become columns
 static inline void turn(const bf16* in, long stride, bf16* out, long apart = 32) {
     __m256i a[16], b[16];
     for (int i = 0; i < 16; i++) a[i] = _mm256_loadu_si256((const __m256i*)(in + i*stride));
@@ -195,7 +196,9 @@ template<int D> static void begin(Block<D>& b, const Call& c, long batch, long k
 
 // logits[n, COLS] of keys [n, D]
 template<bool AMX, int D> static inline void logits(float* s, int n, const bf16* k, long stride, const bf16* q) {
-    if constexpr (AMX && D <= 64) { // the queries stay in tiles; keys, wanted once a block, pass the first cache by
+    if constexpr (AMX && D <= 64) {
+        asm volatile("" ::: "memory");
+        // the queries stay in tiles; keys, wanted once a block, pass the first cache by
         _tile_loadd(0, q, 128); _tile_loadd(1, q + 32, 128);
         if (D == 64) { _tile_loadd(2, q + 32*COLS, 128); _tile_loadd(3, q + 32*COLS + 32, 128); }
         for (int r = 0; r < n; r += 16) {

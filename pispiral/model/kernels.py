@@ -175,8 +175,11 @@ def _mlp(self, x, more=None):
     _library().mlp(ctypes.byref(call), _tiled())
     return out
 
-def _claims(held, attention): # can a kernel write into this layer of a cache? One made for another window is the steps' to refuse
-    return hasattr(held, "claim") and getattr(held, "span", None) in (None, (attention.window, attention.sinks))
+def _claims(cache, attention): # can a kernel write into its layer of a cache? One of another kind or window is the steps' to refuse
+    held = next(iter(cache.layers[attention.layer_idx:attention.layer_idx + 1]), None)
+    keys = getattr(held, "keys", None)
+    same = keys is None or keys.dtype == torch.bfloat16 and keys.shape[1]*attention.head_dim == len(attention.k_proj.weight)
+    return hasattr(held, "claim") and getattr(held, "span", None) in (None, (attention.window, attention.sinks)) and same
 
 def _whole(self, x, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
     "May the layer be one call?"
@@ -188,16 +191,16 @@ def _whole(self, x, position_embeddings, attention_mask=None, past_key_values=No
             and not any(p.bias is not None for p in products[3:]) and not hasattr(a, "q_norm")
             and _free(x, x.shape[-1], len(m.gate_proj.weight), len(a.q_proj.weight))
             and not (a.code.rotates and len(position_embeddings[0]) > 1) and not (a.training and a.attention_dropout)
-            and (past_key_values is None or _claims(past_key_values.layers[a.layer_idx], a)))
+            and (past_key_values is None or _claims(past_key_values, a)))
 
 def _at_once(self, x, position_embeddings, past_key_values=None, rows_kept=None, **kwargs):
     a, m, (_, L, width) = self.self_attn, self.mlp, x.shape
     D, (H, Hk) = a.head_dim, (len(p.weight)//a.head_dim for p in (a.q_proj, a.k_proj))
     last = a.layer_idx == a.config.num_hidden_layers - 1 and not self._forward_hooks
     kept = min(rows_kept, L) if last and rows_kept else L
-    if past_key_values is None: keys, values = (x.new_empty(1, Hk, L, D) for _ in range(2))
-    else: keys, values = past_key_values.layers[a.layer_idx].claim(x.new_empty(1, Hk, 0, D), L)
-    N, span = keys.shape[2], a.window or keys.shape[2]
+    held = None if past_key_values is None else past_key_values.layers[a.layer_idx]
+    N = L + (held.keys.shape[2] if held is not None and held.is_initialized else 0) # or fewer, none of which is seen
+    span = a.window or N
     left = min(N, L + span - 1) # keys that some row sees
     blocks = -(-left//BLOCK) - max(0, left - kept - min(span, left) + 1)//BLOCK
     wide, out = len(m.gate_proj.weight), x.new_empty(1, kept, width)
@@ -206,6 +209,9 @@ def _at_once(self, x, position_embeddings, past_key_values=None, rows_kept=None,
     cos, sin = (t.contiguous() for t in position_embeddings) if a.code.rotates else (None, None)
     slopes = None if a.code.slopes is None else a.code.slopes.to("cpu", torch.float32).contiguous()
     weights = [t for p in (a.q_proj, a.k_proj, a.v_proj) for t in (p.weight, p.bias)]
+    like = x.new_empty(1, Hk, 0 if held else L, D) # claimed last: what fails before leaves the cache as it was
+    keys, values = held.claim(like, L) if held else (like, torch.empty_like(like))
+    N = keys.shape[2]
     call = _Layer(*map(_at, (x, self.input_layernorm.weight, *weights[::2], *weights[1::2], a.o_proj.weight,
                              self.post_attention_layernorm.weight, *(p.weight for p in (m.gate_proj, m.up_proj, m.down_proj)),
                              out, *places, keys, values, cos, sin, slopes)),
@@ -227,7 +233,8 @@ def fuse(model,     # a transformers causal LM of the Llama family
          on=True,   # or give it back transformers' own steps
          steps=None # the forward of an attention layer whose steps a kernel of the whole layer may take over
         ):          # the same model, changed in place
-    "Let RMSNorm, SwiGLU, other products by weights and the sums after them be these kernels' wherever no gradient is wanted."
+    """Let RMSNorm, SwiGLU, other products by weights and the sums after them, or a layer whole, be these kernels' wherever no gradient
+    is wanted; logits are fp32 then."""
     config = getattr(model, "config", None)
     kept = getattr(config, "mlp_bias", False) or getattr(config, "hidden_act", "silu") != "silu"
     for m in model.modules():
@@ -236,10 +243,10 @@ def fuse(model,     # a transformers causal LM of the Llama family
         forward, weight = None, getattr(m, "weight", None)
         if hasattr(m, "gate_proj"): forward = None if kept else _mlp
         elif hasattr(m, "self_attn") and hasattr(m, "post_attention_layernorm"): forward, m.self_attn.steps = _layer, steps
-        elif m is getattr(model, "lm_head", None) and weight.dtype == torch.bfloat16: forward = _head
         elif type(m).__name__ == "Linear4bit": forward = _linear4 if weight.device.type == "cpu" else None
         elif weight is not None and weight.dtype == torch.bfloat16:
-            forward = _linear if type(m) is torch.nn.Linear else _norm if type(m).__name__.endswith("RMSNorm") else None
+            forward = _norm if type(m).__name__.endswith("RMSNorm") else None
+            if type(m) is torch.nn.Linear: forward = _head if m is getattr(model, "lm_head", None) else _linear
         if forward: m.forward = types.MethodType(forward, m)
     return model
 

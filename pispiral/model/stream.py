@@ -144,7 +144,7 @@ def prefill(model,
             marks=(),       # places to mark in the cache on the way
             guess=()        # token ids to read after the prompt in its last pass
            ):               # [vocab] fp32 logits after the last token; with a guess [1 + its length, vocab], from there on
-    "Read a prompt chunk by chunk into `cache`, holding no more rows of logits than are returned."
+    "Read a prompt chunk by chunk into `cache`, taking no more rows through a last `fused` layer, and to logits, than are returned."
     ids, guess = (torch.from_numpy(np.array(t, dtype=np.int64)).to(model.device) for t in (ids, guess))
     start, out = cache.get_seq_length(), None
     size = chunk*PASS if _sizeless(model) else chunk

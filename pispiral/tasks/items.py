@@ -122,8 +122,10 @@ def filled_ids(tok, # a transformers tokenizer
               ): # list of lists of ids, as `line_ids` gives
     "The ids of lines that differ in a few words."
     fills, whole = list(fills), lambda: line_ids(tok, ["".join(chain(*zip(parts, f), parts[-1:])) for f in fills])
-    if len(fills) < 64 or not _once(tok, "words", lambda: _by_words(tok)): return whole()
-    if not re.fullmatch("[A-Za-z0-9-]*", "".join(chain.from_iterable(fills))): return whole()
+    fast = getattr(tok, "backend_tokenizer", None)
+    if len(fills) < 64 or fast is None or not _once(tok, "words", lambda: _by_words(tok)): return whole()
+    if not re.fullmatch(r"(\w+(-\w+)* )*", " ".join(chain(*fills, [""])), re.ASCII) or "_" in "".join(chain(*fills)): return whole()
+    if any(not t.special for t in fast.get_added_tokens_decoder().values()): return whole() # it may be of what is cut here
     if any(p[-1:] != " " for p in parts[:-1]) or any(p[:1].isalnum() or p[:1] == "-" for p in parts[1:]): return whole()
     words = _KINDS[_once(tok, "digits", lambda: _digits_apart(tok))]
     cut = [[words(" " + w) for w in f] for f in fills]
