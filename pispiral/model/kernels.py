@@ -177,9 +177,10 @@ def _mlp(self, x, more=None):
 
 def _claims(cache, attention): # can a kernel write into its layer of a cache? One of another kind or window is the steps' to refuse
     held = next(iter(cache.layers[attention.layer_idx:attention.layer_idx + 1]), None)
-    keys = getattr(held, "keys", None)
-    same = keys is None or keys.dtype == torch.bfloat16 and keys.shape[1]*attention.head_dim == len(attention.k_proj.weight)
-    return hasattr(held, "claim") and getattr(held, "span", None) in (None, (attention.window, attention.sinks)) and same
+    if not hasattr(held, "claim") or getattr(held, "span", None) not in (None, (attention.window, attention.sinks)): return False
+    keys = held.keys if held.is_initialized else None
+    return keys is None or keys.dtype == torch.bfloat16 and (keys.numel() == 0 or # has no shape yet, or that of these heads
+                                                             keys.shape[1]*attention.head_dim == len(attention.k_proj.weight))
 
 def _whole(self, x, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
     "May the layer be one call?"
@@ -199,7 +200,7 @@ def _at_once(self, x, position_embeddings, past_key_values=None, rows_kept=None,
     last = a.layer_idx == a.config.num_hidden_layers - 1 and not self._forward_hooks
     kept = min(rows_kept, L) if last and rows_kept else L
     held = None if past_key_values is None else past_key_values.layers[a.layer_idx]
-    N = L + (held.keys.shape[2] if held is not None and held.is_initialized else 0) # or fewer, none of which is seen
+    N = L + (held.keys.shape[2] if held is not None and held.is_initialized and held.keys.numel() else 0) # or fewer, none of which is seen
     span = a.window or N
     left = min(N, L + span - 1) # keys that some row sees
     blocks = -(-left//BLOCK) - max(0, left - kept - min(span, left) + 1)//BLOCK

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import one_of
 from ..ledger import spent
-from .items import Item, _join, _nearest, assemble, frame, item_rng, line_ids, token_ids
+from .items import Item, _join, _nearest, assemble, filled_ids, frame, item_rng, line_ids, token_ids
 from .multidoc import fetch_rows
 from .ruler import _uuids, fit
 from .ruler_words import noise
@@ -67,7 +67,7 @@ def _kv(tok, rng, task, length, depth):
     first, needle, last = dict(first=(a[1], asked[0], b[2]), between=(a[0], asked[1], b[2]),
                                last=(a[0], asked[2], b[1]))[place]
     more = zip(*[iter(_uuids(rng, 2*(int(1.1*around.room/len(needle)) + 60)))]*2)
-    rest = line_ids(tok, [f' "{k}": "{v}",' for k, v in more])
+    rest = filled_ids(tok, (' "', '": "', '",'), more)
     chosen = fit(np.fromiter(map(len, rest), int), around.room - len(first) - len(needle) - len(last))
     hay, starts, _ = _join([first, *(rest[i] for i in chosen), last])
     cut = dict(first=0, last=len(hay)).get(place) if place != "between" else _nearest(starts[1:], depth*len(hay))

@@ -117,7 +117,7 @@ def _digits_apart(tok):
 _KINDS = {apart: re.compile(f" ?[A-Za-z]+| ?[0-9]{'' if apart else '+'}|-").findall for apart in (True, False)}
 
 def filled_ids(tok, # a transformers tokenizer
-               parts, # of a line: the texts around what is filled in, one more than that; a space may stand beside it
+               parts, # of a line: the texts around what is filled in, one more than that
                fills # of each line, words of letters, digits and hyphens
               ): # list of lists of ids, as `line_ids` gives
     "The ids of lines that differ in a few words."
@@ -126,12 +126,14 @@ def filled_ids(tok, # a transformers tokenizer
     if len(fills) < 64 or fast is None or not _once(tok, "words", lambda: _by_words(tok)): return whole()
     if not re.fullmatch(r"(\w+(-\w+)* )*", " ".join(chain(*fills, [""])), re.ASCII) or "_" in "".join(chain(*fills)): return whole()
     if any(not t.special for t in fast.get_added_tokens_decoder().values()): return whole() # it may be of what is cut here
-    if any(p[-1:] != " " for p in parts[:-1]) or any(p[:1].isalnum() or p[:1] == "-" for p in parts[1:]): return whole()
+    beside = [p[-1:] for p in parts[:-1]] + [p[:1] for p in parts[1:]] # what may be of one piece with a word
+    if any(c == "" or c.isalnum() or c in "-'" for c in beside) or any(p[-2:] == "  " for p in parts): return whole()
     words = _KINDS[_once(tok, "digits", lambda: _digits_apart(tok))]
-    cut = [[words(" " + w) for w in f] for f in fills]
+    leads = [" "*(p[-1] == " ") for p in parts[:-1]]
+    cut = [[words(lead + w) for lead, w in zip(leads, f)] for f in fills]
     known = list(dict.fromkeys(chain.from_iterable(chain.from_iterable(cut))))
     known = dict(zip(known, token_ids(tok, known)))
-    first, *around = [p[:-1] for p in parts[:-1]] + [parts[-1]]
+    first, *around = [p.removesuffix(" ") for p in parts[:-1]] + [parts[-1]]
     (first,), around = line_ids(tok, [first]), token_ids(tok, around)
     out = []
     for line in cut:
