@@ -10,6 +10,7 @@ _NUMBERS = r'''
 #include <immintrin.h>
 #include <omp.h>
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -46,30 +47,35 @@ static void tiles() {
     _tile_loadconfig(&c);
 }
 
-// c[32, COLS] (+)= a[32, 2*pairs] b, with b as [pairs, COLS, 2]; `stride` between rows of a, `block` between its 32 columns;
-// `meanwhile(i, n)` is other work, to be called n times: the vector units do it while the tiles multiply
-struct Nothing { void operator()(int, int) const {} };
-template<bool AMX, bool ADD, bool PASSING = false, class Other = Nothing> __attribute__((always_inline))
-static inline void multiply(float* c, int pairs, const bf16* a, long stride, long block, const bf16* b, Other&& meanwhile = {},
-                            long ahead = 0) {
+// Where a second thread shares the core, tile instructions close to one another wait for one another
+#define TILE(...) do { asm volatile(".fill 8, 1, 0x90"); __VA_ARGS__; } while (0)
+
+// c[32, COLS] (+)= a[32, 2*pairs] b, with b as [pairs, COLS, 2]; `stride` between rows of a, of which the last 16 may be elsewhere,
+// `block` between its 32 columns; an operand may pass the first cache by, in which the other then stays
+enum Passing { NEITHER, LEFT, RIGHT };
+template<bool AMX, bool ADD, Passing PASSING = NEITHER> __attribute__((always_inline))
+static inline void multiply(float* c, int pairs, const bf16* a, long stride, long block, const bf16* b, long ahead = 0,
+                            const bf16* last = nullptr) {
+    if (!last) last = a + 16*stride;
     if constexpr (AMX) {
-        asm volatile("" ::: "memory"); // nor does it know that tiles are loaded from memory
+        asm volatile("" ::: "memory"); // the compiler does not know that tiles are loaded from memory
         float* d = c + 16*COLS;
         if constexpr (ADD) {
-            _tile_loadd(0, c, 128); _tile_loadd(1, c + 16, 128); _tile_loadd(2, d, 128); _tile_loadd(3, d + 16, 128);
+            TILE(_tile_loadd(0, c, 128)); TILE(_tile_loadd(1, c + 16, 128));
+            TILE(_tile_loadd(2, d, 128)); TILE(_tile_loadd(3, d + 16, 128));
         } else { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
         #pragma GCC unroll 4
         for (int p = 0; p < pairs; p += 16) {
-            const bf16* at = a + p/16*block;
-            if (ahead) for (int r = 0; r < 32; r++) __builtin_prefetch(at + r*stride + ahead, 0, 2);
-            if constexpr (ADD) { _tile_stream_loadd(4, at, 2*stride); _tile_stream_loadd(5, at + 16*stride, 2*stride); } // values
-            else { _tile_loadd(4, at, 2*stride); _tile_loadd(5, at + 16*stride, 2*stride); }
-            if constexpr (PASSING) { _tile_stream_loadd(6, b + p*2*COLS, 128); _tile_stream_loadd(7, b + p*2*COLS + 32, 128); }
-            else { _tile_loadd(6, b + p*2*COLS, 128); _tile_loadd(7, b + p*2*COLS + 32, 128); }
-            _tile_dpbf16ps(0, 4, 6); meanwhile(p/4, pairs/4); _tile_dpbf16ps(1, 4, 7); meanwhile(p/4 + 1, pairs/4);
-            _tile_dpbf16ps(2, 5, 6); meanwhile(p/4 + 2, pairs/4); _tile_dpbf16ps(3, 5, 7); meanwhile(p/4 + 3, pairs/4);
+            const bf16 *at = a + p/16*block, *at2 = last + p/16*block, *bt = b + p*2*COLS;
+            if (ahead) for (int r = 0; r < 16; r++) for (const bf16* row : {at, at2}) __builtin_prefetch(row + r*stride + ahead, 0, 2);
+            if constexpr (PASSING == LEFT) { TILE(_tile_stream_loadd(4, at, 2*stride)); TILE(_tile_stream_loadd(5, at2, 2*stride)); }
+            else { TILE(_tile_loadd(4, at, 2*stride)); TILE(_tile_loadd(5, at2, 2*stride)); }
+            if constexpr (PASSING == RIGHT) { TILE(_tile_stream_loadd(6, bt, 128)); TILE(_tile_stream_loadd(7, bt + 32, 128)); }
+            else { TILE(_tile_loadd(6, bt, 128)); TILE(_tile_loadd(7, bt + 32, 128)); }
+            TILE(_tile_dpbf16ps(0, 4, 6)); TILE(_tile_dpbf16ps(1, 4, 7)); TILE(_tile_dpbf16ps(2, 5, 6)); TILE(_tile_dpbf16ps(3, 5, 7));
         }
-        _tile_stored(0, c, 128); _tile_stored(1, c + 16, 128); _tile_stored(2, d, 128); _tile_stored(3, d + 16, 128);
+        TILE(_tile_stored(0, c, 128)); TILE(_tile_stored(1, c + 16, 128));
+        TILE(_tile_stored(2, d, 128)); TILE(_tile_stored(3, d + 16, 128));
     }
     else for (int r = 0; r < 32; r += 8) {
         V s[8][2];
@@ -77,7 +83,7 @@ static inline void multiply(float* c, int pairs, const bf16* a, long stride, lon
         for (int i = 0; i < 8; i++) for (int h = 0; h < 2; h++)
             s[i][h] = ADD ? _mm512_load_ps(c + (r + i)*COLS + 16*h) : _mm512_setzero_ps();
         for (int p = 0; p < pairs; p++) {
-            const bf16* at = a + p/16*block + r*stride + p%16*2;
+            const bf16* at = (r < 16 ? a + r*stride : last + (r - 16)*stride) + p/16*block + p%16*2;
             __m512bh b0 = (__m512bh)_mm512_load_si512(b + p*64), b1 = (__m512bh)_mm512_load_si512(b + p*64 + 32);
             #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
@@ -88,7 +94,6 @@ static inline void multiply(float* c, int pairs, const bf16* a, long stride, lon
         }
         #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) for (int h = 0; h < 2; h++) _mm512_store_ps(c + (r + i)*COLS + 16*h, s[i][h]);
-        if (r == 24) for (int i = 0; i < pairs/4; i++) meanwhile(i, pairs/4);
     }
 }
 
@@ -199,29 +204,20 @@ template<bool AMX, int D> static inline void logits(float* s, int n, const bf16*
     if constexpr (AMX && D <= 64) {
         asm volatile("" ::: "memory");
         // the queries stay in tiles; keys, wanted once a block, pass the first cache by
-        _tile_loadd(0, q, 128); _tile_loadd(1, q + 32, 128);
-        if (D == 64) { _tile_loadd(2, q + 32*COLS, 128); _tile_loadd(3, q + 32*COLS + 32, 128); }
+        TILE(_tile_loadd(0, q, 128)); TILE(_tile_loadd(1, q + 32, 128));
+        if (D == 64) { TILE(_tile_loadd(2, q + 32*COLS, 128)); TILE(_tile_loadd(3, q + 32*COLS + 32, 128)); }
         for (int r = 0; r < n; r += 16) {
             _tile_zero(4); _tile_zero(5);
-            _tile_stream_loadd(6, k + r*stride, 2*stride);
-            _tile_dpbf16ps(4, 6, 0); _tile_dpbf16ps(5, 6, 1);
+            TILE(_tile_stream_loadd(6, k + r*stride, 2*stride));
+            TILE(_tile_dpbf16ps(4, 6, 0)); TILE(_tile_dpbf16ps(5, 6, 1));
             if (D == 64) {
-                _tile_stream_loadd(7, k + r*stride + 32, 2*stride);
-                _tile_dpbf16ps(4, 7, 2); _tile_dpbf16ps(5, 7, 3);
+                TILE(_tile_stream_loadd(7, k + r*stride + 32, 2*stride));
+                TILE(_tile_dpbf16ps(4, 7, 2)); TILE(_tile_dpbf16ps(5, 7, 3));
             }
-            _tile_stored(4, s + r*COLS, 128); _tile_stored(5, s + r*COLS + 16, 128);
+            TILE(_tile_stored(4, s + r*COLS, 128)); TILE(_tile_stored(5, s + r*COLS + 16, 128));
         }
     }
-    else for (int r = 0; r < n; r += 32) multiply<AMX, false>(s + r*COLS, D/2, k + r*stride, stride, 32, q);
-}
-
-// values that wait to be summed by their weights
-template<int D> struct Waiting { Block<D>* b = nullptr; const bf16 *v, *weights; int pairs; };
-template<bool AMX, int D, class Other = Nothing> static inline void sum_values(Waiting<D>& w, Other&& meanwhile = {}) {
-    for (int d = 0; d < D; d += 32)
-        multiply<AMX, true>(w.b->o + d*COLS, w.pairs, w.v + 32*d, 32, 32*D, w.weights,
-                            [&](int i, int n) { meanwhile(d/32*n + i, D/32*n); });
-    w.b = nullptr;
+    else for (int r = 0; r < n; r += 32) multiply<AMX, false, LEFT>(s + r*COLS, D/2, k + r*stride, stride, 32, q);
 }
 
 // 128 (f/128 - (2^(f/128) - 1)) for f = 2i and 2i + 1
@@ -231,9 +227,7 @@ alignas(64) static const uint8_t CURVE[64] = {
 };
 
 template<bool AMX, int D>
-static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, const bf16* v, long key, float* s, bf16* weights,
-                       Waiting<D>& waiting) {
-    if (waiting.b == &b) sum_values<AMX, D>(waiting);
+static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, const bf16* v, long key, float* s, bf16* weights) {
     const V unit = all(c.scale*1.44269504f), low = all(-INFINITY);
     const int from = std::max(0L, b.first - c.window + 1 - key)/32*32, to = std::min((long)KEYS, (b.last - key + 32)/32*32);
     logits<AMX, D>(s + from*COLS, to - from, k + from*stride, stride, b.q);
@@ -270,7 +264,7 @@ static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, c
     V base[2], sum[2][2] = {};
     __m512i bits[2] = {};
     for (int h = 0; h < 2; h++) base[h] = _mm512_fnmadd_ps(all(128), b.top[h], all(12582912.f + 127*128));
-    auto weigh = [&](int r) __attribute__((always_inline)) {
+    auto weigh = [&](int r, int i) __attribute__((always_inline)) {
         for (int h = 0; h < 2; h++) {
             const float* at = s + r*COLS + 16*h;
             __m512i x = (__m512i)_mm512_max_ps(whole, _mm512_fmadd_ps(slope, _mm512_load_ps(at), base[h]));
@@ -278,24 +272,17 @@ static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, c
             bits[h] = _mm512_ternarylogic_epi32(bits[h], x, y, 0xfe); // or
             __m512i p = _mm512_mask_blend_epi16(0xaaaaaaaa, x, _mm512_slli_epi32(y, 16));
             p = _mm512_sub_epi16(p, _mm512_maskz_permutexvar_epi8(0x5555555555555555, _mm512_srli_epi16(p, 1), curve));
-            sum[r/2 & 1][h] = _mm512_dpbf16_ps(sum[r/2 & 1][h], (__m512bh)p, (__m512bh)_mm512_set1_epi16(0x3f80));
+            sum[i][h] = _mm512_dpbf16_ps(sum[i][h], (__m512bh)p, (__m512bh)_mm512_set1_epi16(0x3f80));
             _mm512_store_si512(weights + r*COLS + 32*h, p);
         }
     };
-    if (waiting.b && waiting.pairs == KEYS/2 && to - from == KEYS)
-        sum_values<AMX, D>(waiting, [&](int i, int n) __attribute__((always_inline)) {
-            for (int pair = i*(KEYS/2)/n; pair < (i + 1)*(KEYS/2)/n; pair++) weigh(2*pair);
-        });
-    else {
-        if (waiting.b) sum_values<AMX, D>(waiting);
-        #pragma GCC unroll 2
-        for (int r = from; r < to; r += 2) weigh(r);
-    }
+    for (int r = from; r < to; r += 4) weigh(r, 0), weigh(r + 2, 1);
     for (int h = 0; h < 2; h++) { // a NaN or an infinity has no number as its weight
         __mmask16 lost = _mm512_cmpge_epu32_mask(_mm512_and_si512(bits[h], _mm512_set1_epi32(0x7f800000)), _mm512_set1_epi32(0x7f800000));
         b.sum[h] = _mm512_mask_mov_ps(_mm512_add_ps(b.sum[h], _mm512_add_ps(sum[0][h], sum[1][h])), lost, all(NAN));
     }
-    waiting = {&b, v + from*D, weights + from*COLS, (to - from)/2};
+    for (int d = 0; d < D; d += 32)
+        multiply<AMX, true, LEFT>(b.o + d*COLS, (to - from)/2, v + from*D + 32*d, 32, 32*D, weights + from*COLS);
 }
 
 template<int D> static void end(const Block<D>& b, const Call& c, long batch) {
@@ -319,6 +306,7 @@ template<int D> static void end(const Block<D>& b, const Call& c, long batch) {
 }
 
 constexpr int MOST = 12; // blocks of queries for which a block of keys is fetched once
+constexpr int NEAR = 8; // blocks of keys that each of them sees in turn: its sums stay in the first cache, the keys in the second
 template<bool AMX, int D> static void attend(const Call& c) {
     const long G = c.H/c.Hk, heads = c.B*c.Hk, queries = c.L >= COLS ? (c.L + COLS - 1)/COLS*G : (c.L*G + COLS - 1)/COLS;
     const long most = std::clamp(heads*queries/(2*omp_get_max_threads()), 1L, (long)MOST), groups = (queries + most - 1)/most;
@@ -330,8 +318,7 @@ template<bool AMX, int D> static void attend(const Call& c) {
         for (long t = 0; t < heads*blocks*PARTS; t++)
             turn_values<D>(c, t/(PARTS*blocks)/c.Hk, t/(PARTS*blocks) % c.Hk, start*KEYS + t % (PARTS*blocks)*32, c.turned + t*32*D);
         alignas(64) float s[KEYS*COLS];
-        alignas(64) bf16 weights[2][KEYS*COLS], tail[KEYS*D];
-        Waiting<D> waiting; int turn = 0;
+        alignas(64) bf16 weights[KEYS*COLS], tail[KEYS*D];
         auto* block = new (std::align_val_t(64)) Block<D>[MOST];
         #pragma omp for schedule(dynamic)
         for (long t = 0; t < heads*groups; t++) {
@@ -342,18 +329,19 @@ template<bool AMX, int D> static void attend(const Call& c) {
                 begin<D>(block[i], c, batch, kv, from + i);
                 first = std::min(first, block[i].first); last = std::max(last, block[i].last);
             }
-            for (long j = std::max(0L, first - c.window + 1)/KEYS; j <= last/KEYS; j++) {
-                const bf16* k = c.k + batch*c.ks.batch + kv*c.ks.head + j*KEYS*c.ks.row;
-                long stride = c.ks.row, key = j*KEYS;
-                if (key + KEYS > c.N) {
-                    memset(tail, 0, sizeof tail);
-                    for (long i = 0; key + i < c.N; i++) memcpy(tail + i*D, k + i*stride, 2*D);
-                    k = tail; stride = D;
-                }
-                for (long i = 0; i < n; i++) if (key <= block[i].last && key + KEYS > block[i].first - c.window + 1)
-                    see<AMX, D>(block[i], c, k, stride, c.turned + (head*blocks + j - start)*KEYS*D, key, s, weights[turn ^= 1], waiting);
+            const bf16* k = c.k + batch*c.ks.batch + kv*c.ks.head;
+            if (last/KEYS*KEYS + KEYS > c.N) {
+                memset(tail, 0, sizeof tail);
+                for (long key = last/KEYS*KEYS; key < c.N; key++) memcpy(tail + key % KEYS*D, k + key*c.ks.row, 2*D);
             }
-            if (waiting.b) sum_values<AMX, D>(waiting);
+            for (long near = std::max(0L, first - c.window + 1)/KEYS; near <= last/KEYS; near += NEAR) for (long i = 0; i < n; i++)
+            for (long j = near; j <= std::min(near + NEAR - 1, last/KEYS); j++) {
+                const long key = j*KEYS;
+                const bool ends = key + KEYS > c.N;
+                if (key <= block[i].last && key + KEYS > block[i].first - c.window + 1)
+                    see<AMX, D>(block[i], c, ends ? tail : k + key*c.ks.row, ends ? D : c.ks.row,
+                                c.turned + (head*blocks + j - start)*KEYS*D, key, s, weights);
+            }
             for (long i = 0; i < n; i++) end<D>(block[i], c, batch);
         }
         ::operator delete[](block, std::align_val_t(64));

@@ -68,22 +68,30 @@ static inline void add_bias(float* y, const bf16* bias) {
     }
 }
 
-// how threads divide a product: many rows among them, else the weights' rows
+// how threads divide a product: where there are many rows, each takes some whenever it is free, else each has part of the weights' rows
 struct Share {
-    long t = omp_get_thread_num(), T = omp_get_num_threads(), rows, most, from, to;
+    long t = omp_get_thread_num(), T = omp_get_num_threads(), all, most, from = 0, rows = 0;
     bool alone;
-    Share(long rows, long most) : rows(rows), most(most), alone(rows >= 2*COLS*T) {
-        long blocks = (rows + COLS - 1)/COLS;
-        from = alone ? blocks*t/T*COLS : 0; to = alone ? std::min(rows, blocks*(t + 1)/T*COLS) : rows;
+    std::atomic<long>& taken;
+    Share(long all, long most, std::atomic<long>& taken) : all(all), most(most), alone(all >= 2*COLS*T), taken(taken) {}
+    bool next() {
+        if (alone) { // fewer towards the end, as one core may be slower than another
+            from = taken;
+            do rows = std::clamp((all - from)/(2*T)/COLS*COLS, 2L*COLS, most);
+            while (from < all && !taken.compare_exchange_weak(from, from + rows));
+        }
+        else from += rows, rows = most;
+        rows = std::min(rows, all - from);
+        return rows > 0;
     }
     long begin(long n) const { return alone ? 0 : n/32*t/T*32; }
     long end(long n) const { return alone ? n : n/32*(t + 1)/T*32; }
     bf16* room(bf16* p, long width) const { return alone ? p + t*most*width : p; }
-    void pack_all(const bf16* x, long n, long K, bf16* out, const bf16* weight, float eps) const { // of a norm, if any
+    void pack_all(const bf16* x, long K, bf16* out, const bf16* weight, float eps) const { // of a norm, if any
         std::vector<bf16> normed(weight ? COLS*K : 0);
-        for (long b = alone ? 0 : t; b*COLS < n; b += alone ? 1 : T) {
+        for (long b = alone ? 0 : t; b*COLS < rows; b += alone ? 1 : T) {
             const bf16* from = x + b*COLS*K;
-            const long some = std::min<long>(COLS, n - b*COLS);
+            const long some = std::min<long>(COLS, rows - b*COLS);
             for (long r = 0; weight && r < some; r++) norm_row(from + r*K, weight, normed.data() + r*K, K, eps);
             pack(weight ? normed.data() : from, some, K, out + b*COLS*K);
         }
@@ -98,17 +106,18 @@ struct Linear { const bf16 *x, *weight, *bias, *more; bf16 *out; float* wide; bf
 
 template<bool AMX> static void project(const Linear& m) {
     const long K = m.in;
+    std::atomic<long> taken{0};
     #pragma omp parallel
     {
         if (AMX) tiles();
         alignas(64) float y[32*COLS];
-        const Share mine(m.rows, m.most);
+        Share mine(m.rows, m.most, taken);
         bf16* packed = mine.room(m.packed, K);
-        for (long from = mine.from; from < mine.to; from += m.most) { // so many rows that they stay in the second cache
-            const long rows = std::min(m.most, mine.to - from);
-            mine.pack_all(m.x + from*K, rows, K, packed, nullptr, 0);
+        while (mine.next()) { // so many rows that they stay in the second cache
+            const long from = mine.from, rows = mine.rows;
+            mine.pack_all(m.x + from*K, K, packed, nullptr, 0);
             for (long n = mine.begin(m.outs); n < mine.end(m.outs); n += 32) for (long b = 0; b < rows; b += COLS) {
-                multiply<AMX, false, true>(y, K/2, m.weight + n*K, K, 32, packed + b*K, Nothing(), b ? 0 : 32*K);
+                multiply<AMX, false, RIGHT>(y, K/2, m.weight + n*K, K, 32, packed + b*K, b ? 0 : 32*K);
                 if (m.bias) add_bias(y, m.bias + n);
                 const long at = (from + b)*m.outs + n;
                 if (m.wide) unpack_wide(y, std::min<long>(COLS, rows - b), m.wide + at, m.outs);
@@ -142,31 +151,24 @@ struct Mlp { const bf16 *x, *norm, *gate, *up, *down, *more; bf16 *out, *packed,
 
 template<bool AMX> static void swiglu(const Mlp& m) {
     const long K = m.width, F = m.wide;
+    std::atomic<long> taken{0};
     #pragma omp parallel
     {
         if (AMX) tiles();
-        alignas(64) float gate[2][32*COLS], up[2][32*COLS], y[32*COLS];
-        const Share mine(m.rows, m.most);
+        alignas(64) float y[32*COLS];
+        Share mine(m.rows, m.most, taken);
         bf16 *packed = mine.room(m.packed, K), *inner = mine.room(m.inner, F);
-        for (long from = mine.from; from < mine.to; from += m.most) {
-            const long rows = std::min(m.most, mine.to - from);
-            mine.pack_all(m.x + from*K, rows, K, packed, m.norm, m.eps);
-            bf16* last = nullptr; // where the block before goes, whose 16 pairs of rows are activated during two products
-            int now = 0, done = 0;
-            auto activating = [&](int half) { return [&, half](int i, int n) {
-                for (; last && done < 8*half + 8*(i + 1)/n; done++)
-                    activate(gate[!now] + 2*done*COLS, up[!now] + 2*done*COLS, last + 2*done*COLS);
-            }; };
+        while (mine.next()) {
+            const long from = mine.from, rows = mine.rows;
+            mine.pack_all(m.x + from*K, K, packed, m.norm, m.eps);
             for (long part = mine.begin(F); part < mine.end(F); part += 128) for (long b = 0; b < rows; b += COLS)
-            for (long f = part; f < std::min(part + 128, mine.end(F)); f += 32) {
-                multiply<AMX, false>(gate[now], K/2, m.gate + f*K, K, 32, packed + b*K, activating(0), b ? 0 : 32*K);
-                multiply<AMX, false>(up[now], K/2, m.up + f*K, K, 32, packed + b*K, activating(1), b ? 0 : 32*K);
-                last = inner + b*F + f*COLS; now = !now; done = 0;
+            for (long f = part; f < std::min(part + 128, mine.end(F)); f += 16) { // the first half of y is the gate's
+                multiply<AMX, false, LEFT>(y, K/2, m.gate + f*K, K, 32, packed + b*K, b ? 0 : 16*K, m.up + f*K);
+                for (int r = 0; r < 16; r += 2) activate(y + r*COLS, y + (16 + r)*COLS, inner + b*F + (f + r)*COLS);
             }
-            activating(1)(0, 1);
             mine.meet();
             for (long n = mine.begin(K); n < mine.end(K); n += 32) for (long b = 0; b < rows; b += COLS) {
-                multiply<AMX, false>(y, F/2, m.down + n*F, F, 32, inner + b*F, Nothing(), b ? 0 : 32*F);
+                multiply<AMX, false>(y, F/2, m.down + n*F, F, 32, inner + b*F, b ? 0 : 32*F);
                 const long at = (from + b)*K + n;
                 unpack(y, std::min<long>(COLS, rows - b), m.out + at, m.more ? m.more + at : nullptr, K);
             }
@@ -191,18 +193,19 @@ struct Layer {
 // heads `first` to `last` (queries', keys', values') of rows from `start` on
 template<bool AMX> static void project_heads(const Layer& m, long start, long first, long last) {
     const long K = m.width, D = m.D, past = m.N - m.rows, all_rows = m.rows - start;
+    std::atomic<long> taken{0};
     #pragma omp parallel
     {
         if (AMX) tiles();
         alignas(64) float y[32*COLS];
         alignas(64) bf16 head[COLS*128];
-        const Share mine(all_rows, m.most);
+        Share mine(all_rows, m.most, taken);
         bf16* packed = mine.room(m.packed, K);
         const long h0 = mine.alone ? first : first + (last - first)*mine.t/mine.T;
         const long h1 = mine.alone ? last : first + (last - first)*(mine.t + 1)/mine.T;
-        for (long from = mine.from; from < mine.to; from += m.most) {
-            const long rows = std::min(m.most, mine.to - from);
-            mine.pack_all(m.x + (start + from)*K, rows, K, packed, m.before, m.eps);
+        while (mine.next()) {
+            const long from = mine.from, rows = mine.rows;
+            mine.pack_all(m.x + (start + from)*K, K, packed, m.before, m.eps);
             for (long part = h0; part < h1; part += 2) for (long b = 0; b < rows; b += COLS)
             for (long h = part; h < std::min(part + 2, h1); h++) {
                 const bool query = h < m.H, key = !query && h < m.H + m.Hk;
@@ -210,7 +213,7 @@ template<bool AMX> static void project_heads(const Layer& m, long start, long fi
                 const bf16 *weight = (query ? m.q : key ? m.k : m.v) + i*D*K, *bias = query ? m.qb : key ? m.kb : m.vb;
                 const long n = std::min<long>(COLS, rows - b), r = start + from + b;
                 for (long d = 0; d < D; d += 32) {
-                    multiply<AMX, false>(y, K/2, weight + d*K, K, 32, packed + b*K, Nothing(), b ? 0 : 32*K);
+                    multiply<AMX, false>(y, K/2, weight + d*K, K, 32, packed + b*K, b ? 0 : 32*K);
                     if (bias) add_bias(y, bias + i*D + d);
                     unpack(y, n, head + d, nullptr, D);
                 }
