@@ -28,10 +28,10 @@ static inline V rounded(V x) { return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32
 static inline V all(float x) { return _mm512_set1_ps(x); }
 
 static inline V power2(V x) {
-    constexpr float c[] = {.00187757665f, .00898934016f, .055826318f, .240153617f, .693153073f, .999999925f};
+    constexpr float c[] = {.0135341704f, .0520114636f, .241442749f, .693003838f, 1.00000259f}; // to 2.6e-6
     V f = _mm512_reduce_ps(x, 1), p = all(c[0]); // f = x - floor(x)
     #pragma GCC unroll 8
-    for (int i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, f, all(c[i]));
+    for (int i = 1; i < 5; i++) p = _mm512_fmadd_ps(p, f, all(c[i]));
     return _mm512_scalef_ps(p, x);
 }
 '''
@@ -245,42 +245,39 @@ static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, c
         const long gone = std::clamp(b.last - c.window - key + 1, (long)from, (long)to);
         mask(from, gone); mask(std::max(gone, b.first - key + 1), to);
     }
-    V top[2][2] = {{low, low}, {low, low}};
-    for (int r = from; r < to; r += 2) for (int i = 0; i < 2; i++) for (int h = 0; h < 2; h++)
-        top[i][h] = _mm512_max_ps(top[i][h], _mm512_load_ps(s + (r + i)*COLS + 16*h));
-    __mmask16 grows[2]; // column by column, so that no query's rounding depends on its neighbours
-    for (int h = 0; h < 2; h++) {
-        top[0][h] = _mm512_mul_ps(unit, _mm512_max_ps(top[0][h], top[1][h]));
-        grows[h] = _mm512_cmp_ps_mask(top[0][h], _mm512_add_ps(b.top[h], all(8)), _CMP_GT_OQ);
-    }
-    if (grows[0] | grows[1]) for (int h = 0; h < 2; h++) {
-        V to = _mm512_mask_roundscale_ps(b.top[h], grows[h], top[0][h], 7 << 4); // a multiple of 1/128
-        V less = _mm512_mask_mov_ps(all(1), grows[h], power2(_mm512_sub_ps(b.top[h], to)));
-        b.top[h] = to; b.sum[h] = _mm512_mul_ps(b.sum[h], less);
-        for (int d = 0; d < D; d++) _mm512_store_ps(b.o + d*COLS + 16*h, _mm512_mul_ps(less, _mm512_load_ps(b.o + d*COLS + 16*h)));
-    }
     const V slope = _mm512_mul_ps(unit, all(128)), whole = all(12582912.f); // where a float's last bit counts ones
     const __m512i curve = _mm512_load_si512(CURVE);
-    V base[2], sum[2][2] = {};
-    __m512i bits[2] = {};
-    for (int h = 0; h < 2; h++) base[h] = _mm512_fnmadd_ps(all(128), b.top[h], all(12582912.f + 127*128));
-    auto weigh = [&](int r, int i) __attribute__((always_inline)) {
-        for (int h = 0; h < 2; h++) {
-            const float* at = s + r*COLS + 16*h;
-            __m512i x = (__m512i)_mm512_max_ps(whole, _mm512_fmadd_ps(slope, _mm512_load_ps(at), base[h]));
-            __m512i y = (__m512i)_mm512_max_ps(whole, _mm512_fmadd_ps(slope, _mm512_load_ps(at + COLS), base[h]));
-            bits[h] = _mm512_ternarylogic_epi32(bits[h], x, y, 0xfe); // or
+    V sum[2][2];
+    // weights of columns [16h, 16h + 16); returns those that have one of 2 or more
+    auto weigh = [&](int h) __attribute__((always_inline)) {
+        const V base = _mm512_fnmadd_ps(all(128), b.top[h], all(12582912.f + 127*128));
+        __m512i bits = _mm512_setzero_si512();
+        sum[0][h] = sum[1][h] = all(0);
+        for (int r = from; r < to; r += 4) for (int i = 0; i < 2; i++) {
+            const float* at = s + (r + 2*i)*COLS + 16*h;
+            __m512i x = (__m512i)_mm512_max_ps(whole, _mm512_fmadd_ps(slope, _mm512_load_ps(at), base));
+            __m512i y = (__m512i)_mm512_max_ps(whole, _mm512_fmadd_ps(slope, _mm512_load_ps(at + COLS), base));
+            bits = _mm512_ternarylogic_epi32(bits, x, y, 0xfe); // or
             __m512i p = _mm512_mask_blend_epi16(0xaaaaaaaa, x, _mm512_slli_epi32(y, 16));
             p = _mm512_sub_epi16(p, _mm512_maskz_permutexvar_epi8(0x5555555555555555, _mm512_srli_epi16(p, 1), curve));
             sum[i][h] = _mm512_dpbf16_ps(sum[i][h], (__m512bh)p, (__m512bh)_mm512_set1_epi16(0x3f80));
-            _mm512_store_si512(weights + r*COLS + 32*h, p);
+            _mm512_store_si512(weights + (r + 2*i)*COLS + 32*h, p);
         }
+        return _mm512_test_epi32_mask(bits, _mm512_set1_epi32(~0x4b403fff));
     };
-    for (int r = from; r < to; r += 4) weigh(r, 0), weigh(r + 2, 1);
-    for (int h = 0; h < 2; h++) { // a NaN or an infinity has no number as its weight
-        __mmask16 lost = _mm512_cmpge_epu32_mask(_mm512_and_si512(bits[h], _mm512_set1_epi32(0x7f800000)), _mm512_set1_epi32(0x7f800000));
-        b.sum[h] = _mm512_mask_mov_ps(_mm512_add_ps(b.sum[h], _mm512_add_ps(sum[0][h], sum[1][h])), lost, all(NAN));
+    // column by column, so that no query's rounding depends on its neighbours
+    for (int h = 0; h < 2; h++) if (__mmask16 grows = weigh(h)) {
+        V top[2] = {low, low};
+        for (int r = from; r < to; r += 2) for (int i = 0; i < 2; i++) top[i] = _mm512_max_ps(top[i], _mm512_load_ps(s + (r + i)*COLS + 16*h));
+        // a multiple of 1/128, above which there is room for a factor of 256
+        V to = _mm512_mask_roundscale_ps(b.top[h], grows, _mm512_fmadd_ps(unit, _mm512_max_ps(top[0], top[1]), all(7)), 7 << 4);
+        V less = _mm512_mask_mov_ps(all(1), grows, power2(_mm512_sub_ps(b.top[h], to)));
+        b.top[h] = to; b.sum[h] = _mm512_mul_ps(b.sum[h], less);
+        for (int d = 0; d < D; d++) _mm512_store_ps(b.o + d*COLS + 16*h, _mm512_mul_ps(less, _mm512_load_ps(b.o + d*COLS + 16*h)));
+        __mmask16 lost = weigh(h); // a NaN or an infinity has no number as its weight
+        sum[0][h] = _mm512_mask_mov_ps(sum[0][h], lost, all(NAN));
     }
+    for (int h = 0; h < 2; h++) b.sum[h] = _mm512_add_ps(b.sum[h], _mm512_add_ps(sum[0][h], sum[1][h]));
     for (int d = 0; d < D; d += 32)
         multiply<AMX, true, LEFT>(b.o + d*COLS, (to - from)/2, v + from*D + 32*d, 32, 32*D, weights + from*COLS);
 }

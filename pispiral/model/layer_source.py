@@ -130,19 +130,16 @@ template<bool AMX> static void project(const Linear& m) {
 }
 extern "C" void linear(const Linear* m, int amx) { amx ? project<true>(*m) : project<false>(*m); }
 
-static inline V silu(V x) { // the reciprocal of 14 bits gets a step of Newton's
-    V e = power2(_mm512_min_ps(_mm512_mul_ps(x, all(-1.44269504f)), all(120))), d = _mm512_add_ps(all(1), e), r = _mm512_rcp14_ps(d);
-    return _mm512_mul_ps(x, _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, all(2))));
+static inline V silu(V x) {
+    return _mm512_mul_ps(x, _mm512_rcp14_ps(_mm512_add_ps(all(1), power2(_mm512_min_ps(_mm512_mul_ps(x, all(-1.44269504f)), all(120))))));
 }
 
 // two rows of silu(gate)*up
 static inline void activate(const float* gate, const float* up, bf16* out) {
     for (int h = 0; h < 2; h++) {
         V y[2];
-        for (int i = 0; i < 2; i++) {
-            V g = rounded(_mm512_load_ps(gate + i*COLS + 16*h)), u = rounded(_mm512_load_ps(up + i*COLS + 16*h));
-            y[i] = _mm512_mul_ps(rounded(silu(g)), u);
-        }
+        for (int i = 0; i < 2; i++)
+            y[i] = _mm512_mul_ps(silu(_mm512_load_ps(gate + i*COLS + 16*h)), _mm512_load_ps(up + i*COLS + 16*h));
         _mm512_store_si512(out + 32*h, paired(y[0], y[1]));
     }
 }
