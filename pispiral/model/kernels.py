@@ -8,6 +8,7 @@ __all__ = ['BLOCK', 'MOST', 'FEW', 'lacking', 'attend', 'can_rotate', 'rotated',
 # %% ../../nbs/3_model/30b_kernels.ipynb #05f9400f
 import ctypes, mmap, types
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -175,28 +176,36 @@ def _mlp(self, x, more=None):
     _library().mlp(ctypes.byref(call), _tiled())
     return out
 
-def _claims(cache, attention): # can a kernel write into its layer of a cache? One of another kind or window is the steps' to refuse
+def _claims(cache, attention, weight): # can a kernel write into its layer of a cache? One of another kind or window is the steps' to refuse
     held = next(iter(cache.layers[attention.layer_idx:attention.layer_idx + 1]), None)
     if not hasattr(held, "claim") or getattr(held, "span", None) not in (None, (attention.window, attention.sinks)): return False
     keys = held.keys if held.is_initialized else None
     return keys is None or keys.dtype == torch.bfloat16 and (keys.numel() == 0 or # has no shape yet, or that of these heads
-                                                             keys.shape[1]*attention.head_dim == len(attention.k_proj.weight))
+                                                             keys.shape[1]*attention.head_dim == weight.shape[0])
+
+def _parts(layer): # not by Module.__getattr__, which would take longer than all else that Python does for a decoded token
+    own = layer._modules
+    attention, mlp = own["self_attn"], own["mlp"]
+    products = [*(attention._modules[n] for n in ("q_proj", "k_proj", "v_proj", "o_proj")),
+                *(mlp._modules[n] for n in ("gate_proj", "up_proj", "down_proj"))]
+    return (own["input_layernorm"], own["post_attention_layernorm"], attention, mlp, attention.code, products,
+            [p._parameters["weight"] for p in products])
 
 def _whole(self, x, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
     "May the layer be one call?"
-    a, m = self.self_attn, self.mlp
-    steps = (self.input_layernorm, _norm), (self.post_attention_layernorm, _norm), (m, _mlp), (a, getattr(a, "steps", None))
-    products = a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj
-    return (x.shape[0] == 1 and x.shape[1] > 0 and attention_mask is None and not a.sinks and not a.code.dynamic
-            and all(_mine(*s) for s in steps) and all(_mine(p, _linear) and p.weight.is_contiguous() for p in products)
-            and not any(p.bias is not None for p in products[3:]) and not hasattr(a, "q_norm")
-            and _free(x, x.shape[-1], len(m.gate_proj.weight), len(a.q_proj.weight))
-            and not (a.code.rotates and len(position_embeddings[0]) > 1) and not (a.training and a.attention_dropout)
-            and (past_key_values is None or _claims(past_key_values, a)))
+    before, after, a, mlp, code, products, weights = _parts(self)
+    return (x.shape[0] == 1 and x.shape[1] > 0 and attention_mask is None and not a.sinks and not code.dynamic
+            and _mine(before, _norm) and _mine(after, _norm) and _mine(mlp, _mlp) and _mine(a, getattr(a, "steps", None))
+            and all(_mine(p, _linear) for p in products) and all(w.is_contiguous() for w in weights)
+            and not any(p._parameters["bias"] is not None for p in products[3:]) and "q_norm" not in a._modules
+            and _free(x, x.shape[-1], weights[4].shape[0], weights[0].shape[0])
+            and not (code.rotates and len(position_embeddings[0]) > 1) and not (a.training and a.attention_dropout)
+            and (past_key_values is None or _claims(past_key_values, a, weights[1])))
 
 def _at_once(self, x, position_embeddings, past_key_values=None, rows_kept=None, **kwargs):
-    a, m, (_, L, width) = self.self_attn, self.mlp, x.shape
-    D, (H, Hk) = a.head_dim, (len(p.weight)//a.head_dim for p in (a.q_proj, a.k_proj))
+    before, after, a, _, code, products, weights = _parts(self)
+    (_, L, width), D = x.shape, a.head_dim
+    H, Hk, wide = weights[0].shape[0]//D, weights[1].shape[0]//D, weights[4].shape[0]
     last = a.layer_idx == a.config.num_hidden_layers - 1 and not self._forward_hooks
     kept = min(rows_kept, L) if last and rows_kept else L
     held = None if past_key_values is None else past_key_values.layers[a.layer_idx]
@@ -204,20 +213,19 @@ def _at_once(self, x, position_embeddings, past_key_values=None, rows_kept=None,
     span = a.window or N
     left = min(N, L + span - 1) # keys that some row sees
     blocks = -(-left//BLOCK) - max(0, left - kept - min(span, left) + 1)//BLOCK
-    wide, out = len(m.gate_proj.weight), x.new_empty(1, kept, width)
     sizes = L*H*D, kept*H*D, kept*width, _room(L)*max(width, H*D), _room(kept)*wide, Hk*blocks*BLOCK*D
-    places = x.new_empty(sum(sizes)).split(sizes) # of queries, what they saw, the stream after it, and the kernels' own
-    cos, sin = (t.contiguous() for t in position_embeddings) if a.code.rotates else (None, None)
-    slopes = None if a.code.slopes is None else a.code.slopes.to("cpu", torch.float32).contiguous()
-    weights = [t for p in (a.q_proj, a.k_proj, a.v_proj) for t in (p.weight, p.bias)]
+    room, out = x.new_empty(sum(sizes)), x.new_empty(1, kept, width)
+    *places, _ = accumulate((2*n for n in sizes), initial=room.data_ptr()) # of queries, what they saw, the stream after it, the kernels' own
+    cos, sin = (t.contiguous() for t in position_embeddings) if code.rotates else (None, None)
+    slopes = None if code.slopes is None else code.slopes.to("cpu", torch.float32).contiguous()
     like = x.new_empty(1, Hk, 0 if held else L, D) # claimed last: what fails before leaves the cache as it was
     keys, values = held.claim(like, L) if held else (like, torch.empty_like(like))
     N = keys.shape[2]
-    call = _Layer(*map(_at, (x, self.input_layernorm.weight, *weights[::2], *weights[1::2], a.o_proj.weight,
-                             self.post_attention_layernorm.weight, *(p.weight for p in (m.gate_proj, m.up_proj, m.down_proj)),
-                             out, *places, keys, values, cos, sin, slopes)),
+    q, k, v, *others = map(_at, weights)
+    call = _Layer(_at(x), _at(before.weight), q, k, v, *(_at(p._parameters["bias"]) for p in products[:3]), others[0],
+                  _at(after.weight), *others[1:], _at(out), *places, *map(_at, (keys, values, cos, sin, slopes)),
                   L, kept, width, wide, H, Hk, D, N, span, keys.stride(1), 0 if cos is None else cos.shape[-1], MOST,
-                  self.input_layernorm.variance_epsilon, self.post_attention_layernorm.variance_epsilon, a.scaling)
+                  before.variance_epsilon, after.variance_epsilon, a.scaling)
     _library().layer(ctypes.byref(call), _tiled())
     return out
 
