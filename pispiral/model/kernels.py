@@ -188,22 +188,24 @@ def _parts(layer): # not by Module.__getattr__, which would take longer than all
     attention, mlp = own["self_attn"], own["mlp"]
     products = [*(attention._modules[n] for n in ("q_proj", "k_proj", "v_proj", "o_proj")),
                 *(mlp._modules[n] for n in ("gate_proj", "up_proj", "down_proj"))]
-    return (own["input_layernorm"], own["post_attention_layernorm"], attention, mlp, attention.code, products,
-            [p._parameters["weight"] for p in products])
+    return own["input_layernorm"], own["post_attention_layernorm"], attention, mlp, attention.code, products
 
 def _whole(self, x, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
     "May the layer be one call?"
-    before, after, a, mlp, code, products, weights = _parts(self)
+    before, after, a, mlp, code, products = _parts(self)
+    if not all(_mine(p, _linear) for p in products): return False # such as LoRA's, whose weights are elsewhere
+    weights = [p._parameters["weight"] for p in products]
     return (x.shape[0] == 1 and x.shape[1] > 0 and attention_mask is None and not a.sinks and not code.dynamic
             and _mine(before, _norm) and _mine(after, _norm) and _mine(mlp, _mlp) and _mine(a, getattr(a, "steps", None))
-            and all(_mine(p, _linear) for p in products) and all(w.is_contiguous() for w in weights)
+            and all(w.is_contiguous() for w in weights)
             and not any(p._parameters["bias"] is not None for p in products[3:]) and "q_norm" not in a._modules
             and _free(x, x.shape[-1], weights[4].shape[0], weights[0].shape[0])
             and not (code.rotates and len(position_embeddings[0]) > 1) and not (a.training and a.attention_dropout)
             and (past_key_values is None or _claims(past_key_values, a, weights[1])))
 
 def _at_once(self, x, position_embeddings, past_key_values=None, rows_kept=None, **kwargs):
-    before, after, a, _, code, products, weights = _parts(self)
+    before, after, a, _, code, products = _parts(self)
+    weights = [p._parameters["weight"] for p in products]
     (_, L, width), D = x.shape, a.head_dim
     H, Hk, wide = weights[0].shape[0]//D, weights[1].shape[0]//D, weights[4].shape[0]
     last = a.layer_idx == a.config.num_hidden_layers - 1 and not self._forward_hooks
