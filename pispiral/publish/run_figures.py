@@ -8,6 +8,7 @@ __all__ = ['Drawn', 'drawn_figures', 'saved_figures', 'all_figures', 'save_run_f
 # %% ../../nbs/6_publish/62c_run_figures.ipynb #d0d8295c
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -139,6 +140,7 @@ def _diagnostic_figures(res) -> list: # of Drawn
     return [Drawn(name, config, draw(rows), f"phase_07/{file}") for name, draw, rows, file in found if len(rows)]
 
 # %% ../../nbs/6_publish/62c_run_figures.ipynb #7bb3d3af
+@lru_cache(1)
 def drawn_figures(res:Results) -> list: # of Drawn
     "What the records can fill, in the paper's order."
     makers = (_needle_figures, _task_figures, _cost_figures, _ablation_figures, _diagnostic_figures)

@@ -10,6 +10,7 @@ __all__ = ['PHASE_COUNT', 'Results', 'open_results', 'clear_winner', 'main_rows'
 # %% ../../nbs/6_publish/62b_run_tables.ipynb #07a134c0
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,9 @@ __all__ = ["PHASE_COUNT", "Results", "open_results", "clear_winner", "niah_table
 # %% ../../nbs/6_publish/62b_run_tables.ipynb #5704fd9e
 PHASE_COUNT = 11 # 0 to 10
 
-@dataclass
+@dataclass(eq=False)
 class Results:
-    "A run, read for publication."
+    "A run, read for publication: what is made of it is made once."
     run: dict # run.json
     rec: Records
     gates: list # of GateResult, judged from the records
@@ -325,6 +326,7 @@ def time_table(res:Results) -> Table: # one row a phase
 _MAKERS = (niah_table, niah_cells, ruler_table, task_table, system_table, ablation_table, nano_table, diagnostics_table,
            seeds_table, gates_table, time_table)
 
+@lru_cache(1)
 def run_tables(res:Results) -> list: # of Table
     "A run's tables, whether or not there is anything in them."
     return [make(res) for make in _MAKERS]
