@@ -50,13 +50,11 @@ static void tiles() {
 // Where a second thread shares the core, tile instructions close to one another wait for one another
 #define TILE(...) do { asm volatile(".fill 8, 1, 0x90"); __VA_ARGS__; } while (0)
 
-// c[32, COLS] (+)= a[32, 2*pairs] b, with b as [pairs, COLS, 2]; `stride` between rows of a, of which the last 16 may be elsewhere,
-// `block` between its 32 columns; an operand may pass the first cache by, in which the other then stays
+// c[32, COLS] (+)= a[32, 2*pairs] b, with b as [pairs, COLS, 2]; the last 16 rows of a begin at `last`, with `stride` between rows,
+// `block` between 32 columns; an operand may pass the first cache by, in which the other then stays
 enum Passing { NEITHER, LEFT, RIGHT };
 template<bool AMX, bool ADD, Passing PASSING = NEITHER> __attribute__((always_inline))
-static inline void multiply(float* c, int pairs, const bf16* a, long stride, long block, const bf16* b, long ahead = 0,
-                            const bf16* last = nullptr) {
-    if (!last) last = a + 16*stride;
+static inline void multiply(float* c, int pairs, const bf16* a, const bf16* last, long stride, long block, const bf16* b, long ahead = 0) {
     if constexpr (AMX) {
         asm volatile("" ::: "memory"); // the compiler does not know that tiles are loaded from memory
         float* d = c + 16*COLS;
@@ -154,7 +152,9 @@ struct Strides { long batch, head, row; };
 struct Call {
     const bf16 *q, *k, *v; bf16 *out, *turned; float* lse; const float* slopes;
     Strides qs, ks, vs, os;
-    long B, H, Hk, L, N, window; float scale;
+    long B, H, Hk, L, N, window;
+    long room, done; // blocks of keys for which `turned` has room, from the first key on, and of which values stand there; or 0: it is for this call
+    float scale;
 };
 
 // values of 32 keys, [32, D] -> [D, 32]
@@ -217,7 +217,7 @@ template<bool AMX, int D> static inline void logits(float* s, int n, const bf16*
             TILE(_tile_stored(4, s + r*COLS, 128)); TILE(_tile_stored(5, s + r*COLS + 16, 128));
         }
     }
-    else for (int r = 0; r < n; r += 32) multiply<AMX, false, LEFT>(s + r*COLS, D/2, k + r*stride, stride, 32, q);
+    else for (int r = 0; r < n; r += 32) multiply<AMX, false, LEFT>(s + r*COLS, D/2, k + r*stride, k + (r + 16)*stride, stride, 32, q);
 }
 
 // 128 (f/128 - (2^(f/128) - 1)) for f = 2i and 2i + 1
@@ -226,8 +226,18 @@ alignas(64) static const uint8_t CURVE[64] = {
     11,11,11,11,11,11,11,11,10,10,10,10,10,9,9,9,8,8,8,7,7,6,6,5,5,4,3,3,2,1,1
 };
 
+// values whose weights have been made, and which wait to be summed
+struct Waiting { const bf16 *v, *weights; long keys = 0; };
+template<bool AMX, int D> static inline void sum_values(Block<D>& b, Waiting& w) {
+    for (int d = 0; w.keys && d < D; d += 32) {
+        const bf16* v = w.v + 32*d;
+        multiply<AMX, true, LEFT>(b.o + d*COLS, w.keys/2, v, v + 16*32, 32, 32*D, w.weights);
+    }
+    w.keys = 0;
+}
+
 template<bool AMX, int D>
-static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, const bf16* v, long key, float* s, bf16* weights) {
+static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, const bf16* v, long key, float* s, bf16* weights, Waiting& w) {
     const V unit = all(c.scale*1.44269504f), low = all(-INFINITY);
     const int from = std::max(0L, b.first - c.window + 1 - key)/32*32, to = std::min((long)KEYS, (b.last - key + 32)/32*32);
     logits<AMX, D>(s + from*COLS, to - from, k + from*stride, stride, b.q);
@@ -267,6 +277,7 @@ static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, c
     };
     // column by column, so that no query's rounding depends on its neighbours
     for (int h = 0; h < 2; h++) if (__mmask16 grows = weigh(h)) {
+        sum_values<AMX, D>(b, w); // those have weights by the maximum that was
         V top[2] = {low, low};
         for (int r = from; r < to; r += 2) for (int i = 0; i < 2; i++) top[i] = _mm512_max_ps(top[i], _mm512_load_ps(s + (r + i)*COLS + 16*h));
         // a multiple of 1/128, above which there is room for a factor of 256
@@ -278,8 +289,8 @@ static inline void see(Block<D>& b, const Call& c, const bf16* k, long stride, c
         sum[0][h] = _mm512_mask_mov_ps(sum[0][h], lost, all(NAN));
     }
     for (int h = 0; h < 2; h++) b.sum[h] = _mm512_add_ps(b.sum[h], _mm512_add_ps(sum[0][h], sum[1][h]));
-    for (int d = 0; d < D; d += 32)
-        multiply<AMX, true, LEFT>(b.o + d*COLS, (to - from)/2, v + from*D + 32*d, 32, 32*D, weights + from*COLS);
+    if (!w.keys) w.v = v + from*D, w.weights = weights + from*COLS;
+    w.keys += to - from;
 }
 
 template<int D> static void end(const Block<D>& b, const Call& c, long batch) {
@@ -304,18 +315,22 @@ template<int D> static void end(const Block<D>& b, const Call& c, long batch) {
 
 constexpr int MOST = 12; // blocks of queries for which a block of keys is fetched once
 constexpr int NEAR = 8; // blocks of keys that each of them sees in turn: its sums stay in the first cache, the keys in the second
+constexpr int RUN = 2; // and those of which the values are summed at a time: sums go into tiles and out of them once
 template<bool AMX, int D> static void attend(const Call& c) {
     const long G = c.H/c.Hk, heads = c.B*c.Hk, queries = c.L >= COLS ? (c.L + COLS - 1)/COLS*G : (c.L*G + COLS - 1)/COLS;
     const long most = std::clamp(heads*queries/(2*omp_get_max_threads()), 1L, (long)MOST), groups = (queries + most - 1)/most;
-    const long start = std::max(0L, c.N - c.L - c.window + 1)/KEYS, blocks = (c.N + KEYS - 1)/KEYS - start;
+    const long start = std::max(0L, c.N - c.L - c.window + 1)/KEYS, blocks = (c.N + KEYS - 1)/KEYS;
+    const long origin = c.room ? 0 : start, apart = c.room ? c.room : blocks - start, turn = c.room ? c.done : start, some = (blocks - turn)*PARTS;
     #pragma omp parallel
     {
         if (AMX) tiles();
         #pragma omp for
-        for (long t = 0; t < heads*blocks*PARTS; t++)
-            turn_values<D>(c, t/(PARTS*blocks)/c.Hk, t/(PARTS*blocks) % c.Hk, start*KEYS + t % (PARTS*blocks)*32, c.turned + t*32*D);
+        for (long t = 0; t < heads*some; t++) {
+            const long head = t/some, key = turn*KEYS + t % some*32;
+            turn_values<D>(c, head/c.Hk, head % c.Hk, key, c.turned + ((head*apart - origin)*KEYS + key)*D);
+        }
         alignas(64) float s[KEYS*COLS];
-        alignas(64) bf16 weights[KEYS*COLS], tail[KEYS*D];
+        alignas(64) bf16 weights[RUN*KEYS*COLS], tail[KEYS*D];
         auto* block = new (std::align_val_t(64)) Block<D>[MOST];
         #pragma omp for schedule(dynamic)
         for (long t = 0; t < heads*groups; t++) {
@@ -331,13 +346,17 @@ template<bool AMX, int D> static void attend(const Call& c) {
                 memset(tail, 0, sizeof tail);
                 for (long key = last/KEYS*KEYS; key < c.N; key++) memcpy(tail + key % KEYS*D, k + key*c.ks.row, 2*D);
             }
-            for (long near = std::max(0L, first - c.window + 1)/KEYS; near <= last/KEYS; near += NEAR) for (long i = 0; i < n; i++)
-            for (long j = near; j <= std::min(near + NEAR - 1, last/KEYS); j++) {
-                const long key = j*KEYS;
-                const bool ends = key + KEYS > c.N;
-                if (key <= block[i].last && key + KEYS > block[i].first - c.window + 1)
-                    see<AMX, D>(block[i], c, ends ? tail : k + key*c.ks.row, ends ? D : c.ks.row,
-                                c.turned + (head*blocks + j - start)*KEYS*D, key, s, weights);
+            for (long near = std::max(0L, first - c.window + 1)/KEYS; near <= last/KEYS; near += NEAR) for (long i = 0; i < n; i++) {
+                Waiting some;
+                for (long j = near; j <= std::min(near + NEAR - 1, last/KEYS); j++) {
+                    const long key = j*KEYS, at = (j - near) % RUN;
+                    const bool ends = key + KEYS > c.N;
+                    if (key <= block[i].last && key + KEYS > block[i].first - c.window + 1)
+                        see<AMX, D>(block[i], c, ends ? tail : k + key*c.ks.row, ends ? D : c.ks.row,
+                                    c.turned + (head*apart + j - origin)*KEYS*D, key, s, weights + at*KEYS*COLS, some);
+                    if (at == RUN - 1) sum_values<AMX, D>(block[i], some);
+                }
+                sum_values<AMX, D>(block[i], some);
             }
             for (long i = 0; i < n; i++) end<D>(block[i], c, batch);
         }

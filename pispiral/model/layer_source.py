@@ -117,7 +117,7 @@ template<bool AMX> static void project(const Linear& m) {
             const long from = mine.from, rows = mine.rows;
             mine.pack_all(m.x + from*K, K, packed, nullptr, 0);
             for (long n = mine.begin(m.outs); n < mine.end(m.outs); n += 32) for (long b = 0; b < rows; b += COLS) {
-                multiply<AMX, false, RIGHT>(y, K/2, m.weight + n*K, K, 32, packed + b*K, b ? 0 : 32*K);
+                multiply<AMX, false, RIGHT>(y, K/2, m.weight + n*K, m.weight + (n + 16)*K, K, 32, packed + b*K, b ? 0 : 32*K);
                 if (m.bias) add_bias(y, m.bias + n);
                 const long at = (from + b)*m.outs + n;
                 if (m.wide) unpack_wide(y, std::min<long>(COLS, rows - b), m.wide + at, m.outs);
@@ -144,10 +144,20 @@ static inline void activate(const float* gate, const float* up, bf16* out) {
     }
 }
 
-struct Mlp { const bf16 *x, *norm, *gate, *up, *down, *more; bf16 *out, *packed, *inner; long rows, width, wide, most; float eps; };
+// weights with the 16 rows and 32 columns of a tile side by side, if there is room for them; every thread returns at once
+static const bf16* lay(const bf16* weight, long rows, long K, bf16* out) {
+    if (!out) return weight;
+    #pragma omp for schedule(dynamic, 4) nowait
+    for (long n = 0; n < rows; n += 16) for (long k = 0; k < K; k += 32) for (int r = 0; r < 16; r++)
+        _mm512_storeu_si512(out + n*K + k*16 + r*32, _mm512_loadu_si512(weight + (n + r)*K + k));
+    return out;
+}
+
+struct Mlp { const bf16 *x, *norm, *gate, *up, *down, *more; bf16 *out, *packed, *inner, *laid; long rows, width, wide, most; float eps; };
 
 template<bool AMX> static void swiglu(const Mlp& m) {
-    const long K = m.width, F = m.wide;
+    const long K = m.width, F = m.wide, room = m.laid ? K*F : 0;
+    const long block = m.laid ? 512 : 32, stride = m.laid ? 32 : K, stride2 = m.laid ? 32 : F;
     std::atomic<long> taken{0};
     #pragma omp parallel
     {
@@ -155,17 +165,19 @@ template<bool AMX> static void swiglu(const Mlp& m) {
         alignas(64) float y[32*COLS];
         Share mine(m.rows, m.most, taken);
         bf16 *packed = mine.room(m.packed, K), *inner = mine.room(m.inner, F);
+        const bf16 *gate = lay(m.gate, F, K, m.laid), *up = lay(m.up, F, K, m.laid + room), *down = lay(m.down, K, F, m.laid + 2*room);
+        #pragma omp barrier
         while (mine.next()) {
             const long from = mine.from, rows = mine.rows;
             mine.pack_all(m.x + from*K, K, packed, m.norm, m.eps);
             for (long part = mine.begin(F); part < mine.end(F); part += 128) for (long b = 0; b < rows; b += COLS)
             for (long f = part; f < std::min(part + 128, mine.end(F)); f += 16) { // the first half of y is the gate's
-                multiply<AMX, false, LEFT>(y, K/2, m.gate + f*K, K, 32, packed + b*K, b ? 0 : 16*K, m.up + f*K);
+                multiply<AMX, false, LEFT>(y, K/2, gate + f*K, up + f*K, stride, block, packed + b*K, b ? 0 : 16*K);
                 for (int r = 0; r < 16; r += 2) activate(y + r*COLS, y + (16 + r)*COLS, inner + b*F + (f + r)*COLS);
             }
             mine.meet();
             for (long n = mine.begin(K); n < mine.end(K); n += 32) for (long b = 0; b < rows; b += COLS) {
-                multiply<AMX, false>(y, F/2, m.down + n*F, F, 32, inner + b*F, b ? 0 : 32*F);
+                multiply<AMX, false>(y, F/2, down + n*F, down + (n + 16)*F, stride2, block, inner + b*F, b ? 0 : 32*F);
                 const long at = (from + b)*K + n;
                 unpack(y, std::min<long>(COLS, rows - b), m.out + at, m.more ? m.more + at : nullptr, K);
             }
@@ -181,9 +193,9 @@ extern "C" void mlp(const Mlp* m, int amx) { amx ? swiglu<true>(*m) : swiglu<fal
 _LAYER = r'''
 struct Layer {
     const bf16 *x, *before, *q, *k, *v, *qb, *kb, *vb, *o, *after, *gate, *up, *down;
-    bf16 *out, *queries, *seen, *middle, *packed, *inner, *turned, *keys, *values; // keys and values: all that are seen
+    bf16 *out, *queries, *seen, *middle, *packed, *inner, *laid, *turned, *keys, *values; // keys and values: all that are seen
     const float *cos, *sin, *slopes;
-    long rows, kept, width, wide, H, Hk, D, N, window, apart, angles, most; // apart: of key heads
+    long rows, kept, width, wide, H, Hk, D, N, window, room, done, apart, angles, most; // apart: of key heads
     float eps, eps2, scale;
 };
 
@@ -210,7 +222,7 @@ template<bool AMX> static void project_heads(const Layer& m, long start, long fi
                 const bf16 *weight = (query ? m.q : key ? m.k : m.v) + i*D*K, *bias = query ? m.qb : key ? m.kb : m.vb;
                 const long n = std::min<long>(COLS, rows - b), r = start + from + b;
                 for (long d = 0; d < D; d += 32) {
-                    multiply<AMX, false>(y, K/2, weight + d*K, K, 32, packed + b*K, b ? 0 : 32*K);
+                    multiply<AMX, false>(y, K/2, weight + d*K, weight + (d + 16)*K, K, 32, packed + b*K, b ? 0 : 32*K);
                     if (bias) add_bias(y, bias + i*D + d);
                     unpack(y, n, head + d, nullptr, D);
                 }
@@ -237,12 +249,13 @@ extern "C" void layer(const Layer* p, int amx) {
     else heads(0, 0, m.H + 2*m.Hk);
     const Strides rows{0, m.D, wide}, keys{0, m.apart, m.D};
     const Call call{m.queries + start*wide, m.keys + cut*m.D, m.values + cut*m.D, m.seen, m.turned, nullptr, m.slopes,
-                    rows, keys, keys, rows, 1, m.H, m.Hk, m.kept, m.N - cut, std::min(m.window, m.N - cut), m.scale};
+                    rows, keys, keys, rows, 1, m.H, m.Hk, m.kept, m.N - cut, std::min(m.window, m.N - cut),
+                    m.room, m.done, m.scale};
     attention(&call, m.D, amx);
     const bf16* stream = m.x + start*m.width;
     const Linear out{m.seen, m.o, nullptr, stream, m.middle, nullptr, m.packed, m.kept, wide, m.width, m.most};
     linear(&out, amx);
-    const Mlp rest{m.middle, m.after, m.gate, m.up, m.down, m.middle, m.out, m.packed, m.inner, m.kept, m.width, m.wide, m.most, m.eps2};
+    const Mlp rest{m.middle, m.after, m.gate, m.up, m.down, m.middle, m.out, m.packed, m.inner, m.laid, m.kept, m.width, m.wide, m.most, m.eps2};
     mlp(&rest, amx);
 }
 '''
