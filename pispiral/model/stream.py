@@ -181,8 +181,8 @@ def _after(text, # token ids
     return text[at[-1] + n:][:most].tolist() if len(at) else []
 
 def _guess(out, prompt, draft, most): # token ids
-    "How an answer may go on: as it went before, as the draft does, or as the prompt does where it says the same."
-    tries = ((out, 3), (prompt, 3), (draft, 1), (prompt, 2), (prompt, 1))
+    "How an answer may go on: as it, the draft or the prompt did where it said the same, the longer the better."
+    tries = ((text, n) for n in (3, 2, 1) for text in (out, draft, prompt))
     return next((g for text, n in tries if len(out) >= n and (g := _after(text, out[-n:], most))), [])
 
 def _next(out, prompt, draft, eos, most): # token ids
