@@ -134,16 +134,21 @@ def _calc(tok, rng, task, length, depth):
                 **around.join(list(chain(opening, *(step[s] for s in steps[:n])))))
 
 # %% ../../nbs/2_tasks/26_infinitebench.ipynb #2cd93502
-def _function(name, callee, add):
-    "A function's text."
-    inner = "x" if callee is None else f"func_{callee}(x)"
-    return f"def func_{name}(x):\n    return {inner}{f' {chr(43 if add > 0 else 45)} {abs(add)}'*(add != 0)}\n\n"
+def _functions(tok, functions): # lists of ids
+    "Functions [(name, the function that it calls or None, what it adds)] as text; those of one form differ in their numbers alone."
+    out, forms = [None]*len(functions), {}
+    for i, (_, callee, add) in enumerate(functions): forms.setdefault((callee is None, (add > 0) - (add < 0)), []).append(i)
+    for (last, sign), at in forms.items():
+        text = f"def func_#(x):\n    return {'x' if last else 'func_#(x)'}{('', ' + #', ' - #')[sign]}\n\n"
+        fills = [[str(abs(n)) for n in (functions[i] if sign else functions[i][:2]) if n is not None] for i in at]
+        for i, ids in zip(at, filled_ids(tok, text.split("#"), fills)): out[i] = ids
+    return out
 
 def _layer(tok, rng, names, below):
     "Functions that call some of the layer `below`: {name: (ids, what the whole chain adds)}."
     called, adds = list(below) or [None], rng.integers(-12, 18, len(names)).tolist()
     callees = [called[i] for i in rng.integers(len(called), size=len(names))]
-    ids = line_ids(tok, [_function(*f) for f in zip(names, callees, adds)])
+    ids = _functions(tok, list(zip(names, callees, adds)))
     return {n: (i, a + (below[c][1] if below else 0)) for n, i, a, c in zip(names, ids, adds, callees)}
 
 def _code(tok, rng, task, length, depth):
@@ -153,7 +158,7 @@ def _code(tok, rng, task, length, depth):
     around = frame(tok, f"There is a function called func_{asked} in the following Python code.\n\n"
                    "Here is the content of functions_module.py:\n\n", f"\nPlease compute the exact value of {call}.",
                    f"The value of {call} is", length, SYNTHETIC[task][1])
-    longest = len(line_ids(tok, [_function(most, most, 17)])[0])
+    longest = len(_functions(tok, [(most, most, 17)])[0])
     around.need(layers*longest)
     k, module, below = around.room//(layers*longest), {}, {}
     for i in range(layers - 1): module |= (below := _layer(tok, rng, names[i*k:(i + 1)*k], below))

@@ -195,7 +195,8 @@ def _join(sentences, laps=0):
 
 def _tokenise(tok, sentences):
     "Each sentence's ids, as it reads inside a text."
-    return token_ids(tok, [_lead(tok) + s for s in sentences]) if sentences else []
+    lead = _lead(tok)
+    return token_ids(tok, [lead + s for s in sentences]) if sentences else []
 
 @dataclass(frozen=True)
 class Haystack:
