@@ -178,7 +178,8 @@ def plan(steps,        # lists of (mode, item); a step is taken whole or left ou
 # %% ../../nbs/4_evidence/43_evaluate.ipynb #b00ff7d1
 def _too_large(model, item, setting, cap_gib):
     "Why a loaded model cannot read an item on this machine, or None."
-    need = memory_parts(Shape.of(model.config), item.length, setting.dtype, setting.chunk, setting.window, setting.sinks)
+    need = memory_parts(Shape.of(model.config), item.length, setting.dtype, setting.chunk, setting.window, setting.sinks,
+                        backend=setting.backend)
     return unfit(need.text, free_memory(setting.device, cap_gib))
 
 def _skipped(item, setting, why): # dict, a line of skipped.jsonl
@@ -309,7 +310,7 @@ def _crew(model, todo, settings, cap_gib): # (Job, its crew or None)
     job = Job(load_worker, answer_cell, spec)
     if not todo or loaded is None or loaded["offload"]: return job, None
     hows = [(settings[mode], len(item.ids)) for mode, item in todo.values()]
-    need = max(memory_parts(Shape.of(model.config), n, s.dtype, s.chunk, s.window, s.sinks, s.quantize).total
+    need = max(memory_parts(Shape.of(model.config), n, s.dtype, s.chunk, s.window, s.sinks, s.quantize, backend=s.backend).total
                for s, n in hows)
     return job, crew_for(job, hows[0][0].device, need)
 

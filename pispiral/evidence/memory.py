@@ -42,18 +42,21 @@ def _cached(length, chunk, window, sinks):
 def memory_parts(shape:Shape, length:int, # tokens
                  dtype:str="float32", chunk:int=512, window:int=None, sinks:int=0,
                  quantize:str=None, # "nf4" or None
-                 offload:str=None   # "cpu" or "disk": layers are fetched one at a time
+                 offload:str=None,  # "cpu" or "disk": layers are fetched one at a time
+                 backend:str="sdpa" # of attention
                 ):                  # Memory
     "What reading a text of `length` tokens needs."
-    size, n = BYTES[dtype], min(chunk, length)
+    from pispiral.model.stream import PASS
+    size, whole = BYTES[dtype], backend == "fused" and window is None
+    n = min(chunk*(PASS if whole else 1), length)
     layers = shape.matrix_weights*(NF4 if quantize else size)
     if offload: layers /= shape.layers
     seen = length if window is None else min(length, window + chunk)
     wide = n*(4*shape.inner + 4*shape.hidden)*size + 4*n*shape.heads*shape.head_dim*6 # the MLP; rotations are made in fp32
-    attend = 2*seen*shape.heads*shape.head_dim*size # keys and values repeated for the heads that share them
+    attend, cache = 2*seen*shape.heads*shape.head_dim*size, shape.kv_per_token*_cached(length, chunk, window, sinks)*size
+    if whole: attend, cache = 3*shape.hidden*shape.inner*size, 1.5*cache # nothing is repeated: weights are laid out anew, values turned
     ends = shape.weights - shape.matrix_weights
-    return Memory(layers + ends*size, shape.kv_per_token*_cached(length, chunk, window, sinks)*size, wide + attend + SCRATCH,
-                  shape.vocab*(size + 4))
+    return Memory(layers + ends*size, cache, wide + attend + SCRATCH, shape.vocab*(size + 4))
 
 # %% ../../nbs/4_evidence/42a_memory.ipynb #f0bd7fff
 def large_plan(name,     # of `public_shapes`, or its hub id

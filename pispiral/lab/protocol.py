@@ -272,7 +272,7 @@ def _row(number, what, plan, shape, profile, setting):
     "One row of `plan_report`."
     if not plan.chosen: return (number, what, "0", "", "", "")
     longest = max(it.length for _, it in plan.chosen)
-    memory = memory_parts(shape, longest, setting.dtype, profile.chunk, profile.window).total
+    memory = memory_parts(shape, longest, setting.dtype, profile.chunk, profile.window, backend=setting.backend).total
     return (number, what, str(len(plan.chosen)), f"{plan.tokens:,}", f"{plan.seconds/60:.1f} min",
             f"{memory/2**30:.1f} GiB")
 

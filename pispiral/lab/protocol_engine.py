@@ -83,7 +83,8 @@ def streamed(phase, model, tok, # None: random tokens
     set_attractor(model, attractor)
     dtype, label = str(model.dtype)[6:], label or mode
     about |= dict(model=name or p.model, mode=label, dtype=dtype)
-    need = memory_parts(Shape.of(model.config), lengths[-1], dtype, p.chunk, window, sinks, about.get("quantize")).text
+    need = memory_parts(Shape.of(model.config), lengths[-1], dtype, p.chunk, window, sinks, about.get("quantize"),
+                        backend=model.model.layers[0].self_attn.backend).text
     rows, why = [], unfit(need, free_memory(device, p.memory_cap_gib))
     if why is None:
         ids, laps = _reads(model, tok, lengths[-1] + 1)
@@ -263,7 +264,7 @@ def memory_report(profile): # list of dicts
     s, rows = settings(profile, ["rope"])["rope"], []
     has = free_memory(s.device, profile.memory_cap_gib)
     for what, name, config, n, window, sinks, quantize, offload in memory_cells(profile):
-        m = memory_parts(Shape.of(config), n, s.dtype, profile.chunk, window, sinks, quantize, offload)
+        m = memory_parts(Shape.of(config), n, s.dtype, profile.chunk, window, sinks, quantize, offload, s.backend)
         rows.append(dict(phase=what, model=name, length=n, window=window or "all", **{k: v/2**30 for k, v in m._asdict().items()},
                          total=m.total/2**30, verdict=unfit(m.total, has) or "fits"))
     return rows

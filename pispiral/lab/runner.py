@@ -84,7 +84,7 @@ def check_model(profile:Profile): # Shape of the profile's model
     for s in modes.values(): make_code(s.code, config)
     shape = Shape.of(config)
     longest = max((*profile.short_lengths, *profile.long_lengths))
-    needs = memory_parts(shape, longest, setting.dtype, profile.chunk, profile.window).total
+    needs = memory_parts(shape, longest, setting.dtype, profile.chunk, profile.window, backend=setting.backend).total
     if needs > BEYOND: # what merely this machine cannot hold is skipped when its turn comes, and says so
         raise ValueError(f"length={longest} does not fit: it needs {needs/2**40:.0f} TiB of memory, more than any machine has")
     one_each = profile.model_copy(update=dict(seeds=1, qa_items=min(1, profile.qa_items)))

@@ -183,6 +183,7 @@ def _claims(cache, attention, weight): # can a kernel write into its layer of a 
     if not hasattr(held, "claim") or getattr(held, "span", None) not in (None, (attention.window, attention.sinks)): return False
     keys = held.keys if held.is_initialized else None
     return keys is None or keys.dtype == torch.bfloat16 and (keys.numel() == 0 or # has no shape yet, or that of these heads
+                                                             keys.shape[3] == attention.head_dim and
                                                              keys.shape[1]*attention.head_dim == weight.shape[0])
 
 def _parts(layer): # not by Module.__getattr__, which would take longer than all else that Python does for a decoded token
@@ -216,7 +217,7 @@ def _at_once(self, x, position_embeddings, past_key_values=None, rows_kept=None,
     N = L + (held.keys.shape[2] if held is not None and held.is_initialized and held.keys.numel() else 0) # or fewer, none of which is seen
     span = a.window or N
     left = min(N, L + span - 1) # keys that some row sees
-    keeps = hasattr(held, "turned") and a.window is None # a cache that keeps values turned: then only new ones are
+    keeps = hasattr(held, "beside") and a.window is None # a cache that keeps values turned: then only new ones are
     blocks = 0 if keeps else -(-left//BLOCK) - max(0, left - kept - min(span, left) + 1)//BLOCK
     lays = kept >= MANY
     sizes = L*H*D, kept*H*D, kept*width, _room(L)*max(width, H*D), _room(kept)*wide, lays*3*wide*width, Hk*blocks*BLOCK*D
@@ -225,12 +226,12 @@ def _at_once(self, x, position_embeddings, past_key_values=None, rows_kept=None,
     cos, sin = (t.contiguous() for t in position_embeddings) if code.rotates else (None, None)
     slopes = None if code.slopes is None else code.slopes.to("cpu", torch.float32).contiguous()
     like = x.new_empty(1, Hk, 0 if held else L, D) # claimed last: what fails before leaves the cache as it was
-    keys, values = held.claim(like, L) if held else (like, torch.empty_like(like))
-    N, place = keys.shape[2], held.turned(BLOCK) if keeps else None
+    keys, values = held.claim(like, L, *([BLOCK] if keeps else [])) if held else (like, torch.empty_like(like))
+    N = keys.shape[2]
     q, k, v, *others = map(_at, weights)
     call = _Layer(_at(x), _at(before.weight), q, k, v, *(_at(p._parameters["bias"]) for p in products[:3]), others[0],
-                  _at(after.weight), *others[1:], _at(out), *places, laid if lays else None, place.data_ptr() if keeps else turned, *map(_at, (keys, values, cos, sin, slopes)),
-                  L, kept, width, wide, H, Hk, D, N, span, *((place.shape[1], held.stand//BLOCK) if keeps else (0, 0)), keys.stride(1), 0 if cos is None else cos.shape[-1], MOST,
+                  _at(after.weight), *others[1:], _at(out), *places, laid if lays else None, held.beside.data_ptr() if keeps else turned, *map(_at, (keys, values, cos, sin, slopes)),
+                  L, kept, width, wide, H, Hk, D, N, span, *((held.beside.shape[1], held.stand//BLOCK) if keeps else (0, 0)), keys.stride(1), 0 if cos is None else cos.shape[-1], MOST,
                   before.variance_epsilon, after.variance_epsilon, a.scaling)
     _library().layer(ctypes.byref(call), _tiled())
     if keeps: held.stand = N

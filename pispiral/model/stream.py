@@ -27,31 +27,27 @@ class _ReservedLayer(DynamicLayer):
     "A `DynamicLayer` whose keys and values are views of a larger buffer; a kernel may keep values turned beside them."
     def __init__(self, room=0):
         super().__init__()
-        self.room, self.stand = room, 0 # stand: tokens whose values stand turned
+        self.room, self.buffers, self.beside, self.stand = room, None, None, 0
 
-    def claim(self, like, new):
-        "All keys and values, with room at their end for `new` tokens' that the caller writes; they are `like` a tensor [B, Hk, ., D]."
+    def claim(self, like, new, block=0):
+        """All keys and values, with room at their end for `new` tokens' that the caller writes; they are `like` a tensor [B, Hk, ., D].
+        With a `block` of keys a kernel has `beside`, [Hk, blocks, block·D], where the values of `stand` tokens stand turned."""
         if not self.is_initialized: self.lazy_initialization(like, like)
         if self.keys.numel() == 0: self.keys = self.values = like[..., :0, :]
         start, end = self.keys.shape[-2], self.keys.shape[-2] + new
-        buffers = getattr(self, "buffers", None)
-        self.stand = min(self.stand, start)
-        moved = buffers is not None and start > 0 and self.keys.data_ptr() != buffers[0].data_ptr() # a beam search reorders
-        if buffers is None or buffers[0].shape[-2] < end or buffers[0].shape[0] != like.shape[0] or moved:
-            self.room, self.stand, self.beside = max(self.room, end, 2*start), 0, None
-            self.buffers = [like.new_empty(*like.shape[:-2], self.room, like.shape[-1]) for _ in range(2)]
-            for buffer, old in zip(self.buffers, (self.keys, self.values)): buffer[..., :start, :] = old
-        self.keys, self.values = (b[..., :end, :] for b in self.buffers)
+        room, buffers, beside, stand = self.room, self.buffers, self.beside, min(self.stand, start)
+        kind = lambda t: (t.shape[:2], t.shape[3], t.dtype, t.device)
+        if buffers is not None and start and self.keys.data_ptr() != buffers[0].data_ptr(): buffers = None # beams were exchanged
+        if buffers is None or kind(buffers[0]) != kind(like) or room < end:
+            if room < end: room = max(end, 2*start)
+            buffers, beside, stand = [like.new_empty(*like.shape[:-2], room, like.shape[-1]) for _ in range(2)], None, 0
+            for buffer, old in zip(buffers, (self.keys, self.values)): buffer[..., :start, :] = old
+        if block and beside is None: beside = like.new_empty(like.shape[1], -(-room//block), block*like.shape[3])
+        self.room, self.buffers, self.beside, self.stand = room, buffers, beside, stand
+        self.keys, self.values = (b[..., :end, :] for b in buffers)
         return self.keys, self.values
 
     def update(self, key_states, value_states, *args, **kwargs): return _written(self, key_states, value_states)
-
-    def turned(self, block): # [Hk, blocks, block·D], of which a kernel has filled what `stand` says
-        "Room for values as a kernel wants them, in blocks of keys."
-        if self.beside is None:
-            _, heads, room, size = self.buffers[1].shape
-            self.beside = self.buffers[1].new_empty(heads, -(-room//block), block*size)
-        return self.beside
 
     def mark(self): pass # any place can be gone back to
 
