@@ -28,7 +28,7 @@ from ..evidence.profiling import Shape, reading_work
 from ..evidence.streaming import stream_ids
 from ..evidence.records import commit, hardware, versions, write_json
 from ..files import write_text
-from .answering import answering_cases
+from .answering import FLIPS, answering_cases
 from .bench_gpu import gpu_cases
 from .overheads import papermill_cases, publish_cases, record_cases, start_cases
 from .profiles import repository
@@ -219,7 +219,10 @@ def bench_markdown(rows, limits=None, left_out=()): # str
     answered = [r for r in rows if "same_scores" in r and not r["case"].endswith("_with_load")]
     if answered: lines += ["", "## The same answers", ""]
     lines += [f"- {r['case']}: {r['items']} items, {r['right']} right; {r['same_scores']} scored the same, {r['same_answers']} "
-              f"word for word; {3600/r['ours']:.0f} items an hour against {3600/r['theirs']:.0f} at batch size {r['batch']}" for r in answered]
+              f"word for word; {3600/r['ours']:.0f} items an hour against {3600/r['theirs']:.0f} at batch size {r['batch']}"
+              + (f"; the peer against itself, with {FLIPS:.2%} of the last bits of its first layer's attention turned: "
+                 f"{r['peer_same_scores']} scored the same, {r['peer_same_answers']} word for word" if "peer_same_scores" in r else "")
+              for r in answered]
     if limits: lines += ["", "## How far from the machine's limit", "", limit_statement(rows, limits)]
     if left_out: lines += ["", "## Not measured", "", *(f"- {name}: {why}" for name, why in left_out)]
     return "\n".join(lines) + "\n"
