@@ -7,6 +7,7 @@ __all__ = ['Questions', 'ruler_questions', 'infinitebench_questions', 'document_
            'medium_benchmarks', 'heavy_benchmark', 'task_scores', 'effective_lengths']
 
 # %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #9c968f9d
+import math
 from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
@@ -99,20 +100,29 @@ def ask(phase,     # a `pispiral.lab.runner.Phase`
         what:str,  # what is asked, in words
         questions:Questions,
         settings,  # {mode: Setting}
-        minutes=None, # estimated minutes that it may take; None is no limit
+        minutes=None, # that it may take: estimated, then as the answers so far took it; None is no limit
         memory=None # {mode: its attractor's folder or name, or None}
        ):          # item records
     "Ask what fits, and name what does not and what cannot be asked."
     shape = Shape.of(model.config)
     setting, spans = next(iter(settings.values())), {m: s.window for m, s in settings.items()}
-    p = plan(questions.steps, shape, phase.rates(shape, setting), minutes and 60*minutes, setting.grain, spans)
-    print(f"{what}: {len(p.chosen)} questions, {p.tokens:,} tokens to read, about {p.seconds/60:.1f} min")
+    rates, budget, took = phase.rates(shape, setting), minutes and 60*minutes, 0.
+    fitting = lambda seconds: plan(questions.steps, shape, rates, seconds, setting.grain, spans)
     for missing, why in questions.missing: phase.not_run(f"{what}: {missing}", why)
+    before, p = plan([], shape, rates), fitting(budget)
+    while True:
+        pace = took/before.seconds if took else 1 # of the answers so far, against their estimate
+        print(f"{what}: {len(p.chosen)} questions, {p.tokens:,} tokens to read, about {(took + (p.seconds - before.seconds)*pace)/60:.1f} min")
+        expect(what, (p.seconds - before.seconds)*pace)
+        with torch.inference_mode():
+            records = evaluate(model, tok, p.chosen, settings, phase.folder, phase.other_logs, memory=memory,
+                               cap_gib=phase.profile.memory_cap_gib)
+        took = sum(r["seconds"] for r in records)
+        if not p.left_out or took > .9*budget: break
+        before, p = p, fitting(min(2*p.seconds, p.seconds*budget/took if took else math.inf))
+        if len(p.chosen) == len(before.chosen): break
     if p.left_out: phase.not_run(f"{what}: {_in_words([p.left_out])}", f"beyond {minutes:g} minutes on this machine")
-    expect(what, p.seconds)
-    with torch.inference_mode():
-        return evaluate(model, tok, p.chosen, settings, phase.folder, phase.other_logs, memory=memory,
-                        cap_gib=phase.profile.memory_cap_gib)
+    return records
 
 # %% ../../nbs/7_lab/72c_protocol_benchmarks.ipynb #6a928945
 def medium_benchmarks(phase, model, tok, settings, memory=None): # records of RULER, documents and the guard
