@@ -106,20 +106,20 @@ def ask(phase,     # a `pispiral.lab.runner.Phase`
     "Ask what fits, and name what does not and what cannot be asked."
     shape = Shape.of(model.config)
     setting, spans = next(iter(settings.values())), {m: s.window for m, s in settings.items()}
-    rates, budget, took = phase.rates(shape, setting), minutes and 60*minutes, 0.
+    rates, budget, took, pace = phase.rates(shape, setting), minutes and 60*minutes, 0., 1.
     fitting = lambda seconds: plan(questions.steps, shape, rates, seconds, setting.grain, spans)
     for missing, why in questions.missing: phase.not_run(f"{what}: {missing}", why)
     before, p = plan([], shape, rates), fitting(budget)
     while True:
-        pace = took/before.seconds if took else 1 # of the answers so far, against their estimate
         print(f"{what}: {len(p.chosen)} questions, {p.tokens:,} tokens to read, about {(took + (p.seconds - before.seconds)*pace)/60:.1f} min")
         expect(what, (p.seconds - before.seconds)*pace)
         with torch.inference_mode():
             records = evaluate(model, tok, p.chosen, settings, phase.folder, phase.other_logs, memory=memory,
                                cap_gib=phase.profile.memory_cap_gib)
-        took = sum(r["seconds"] for r in records)
-        if not p.left_out or took > .9*budget: break
-        before, p = p, fitting(min(2*p.seconds, p.seconds*budget/took if took else math.inf))
+        last, took = took, sum(r["seconds"] for r in records)
+        if not p.left_out or not p.chosen or took > .9*budget: break
+        pace = (took - last)/(p.seconds - before.seconds) # of the latest answers, against their estimate
+        before, p = p, fitting(p.seconds + min(p.seconds, (budget - took)/pace if pace else math.inf))
         if len(p.chosen) == len(before.chosen): break
     if p.left_out: phase.not_run(f"{what}: {_in_words([p.left_out])}", f"beyond {minutes:g} minutes on this machine")
     return records
