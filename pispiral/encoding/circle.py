@@ -20,8 +20,7 @@ BLOCK = 256 # positions that share a row of the coarse table
 def consecutive(n:torch.Tensor # positions, int64 [L], at least one
                )->bool: # each is the one before it and one
     "Do these positions follow each other?"
-    n = n.cpu().numpy() # fewer calls than torch would take, and this is asked before each pass
-    return bool((n[1:] - n[:-1] == 1).all())
+    return torch.equal(n, torch.arange(int(n[0]), int(n[0]) + len(n), device=n.device))
 
 def circle(n:torch.Tensor, # positions, int64 [...]
            words:torch.Tensor, # [D/2] int64 phase words

@@ -189,6 +189,7 @@ class PositionCode(nn.Module):
         "The factor that cos and sin of position `n` carry."
         return self.attention_scaling
 
+    @torch.no_grad()
     def forward(self,
                 x:torch.Tensor, # hidden states; only their device is used
                 position_ids:torch.Tensor, # positions, int64 [B, L]
@@ -200,8 +201,8 @@ class PositionCode(nn.Module):
             zero = torch.zeros(*n.shape, 2 * len(self.words), device=n.device)
             return zero + 1, zero
         flat = n.reshape(-1)
-        if n.device.type == "cpu" and len(n) == 1 and len(flat) and (first := int(flat[0])) >= 0 and consecutive(flat):
-            out = self._run(first, first + len(flat), length)
+        if n.device.type == "cpu" and len(n) == 1 and len(flat) and int(flat[0]) >= 0 and consecutive(flat):
+            out = self._run(int(flat[0]), int(flat[-1]) + 1, length)
         else: out = self._pieces(flat, length)
         return tuple(t.view(*n.shape, t.shape[-1]) for t in out)
 
@@ -226,8 +227,7 @@ class PositionCode(nn.Module):
 
     def _write(self, first, end, tables, length):
         for start, stop, words, turn in self._stretches(first, end, length):
-            n = torch.arange(start, stop, device="cpu")
-            parts = tables if len(n) == len(tables[0]) else [t[start - first:stop - first] for t in tables]
+            n, parts = torch.arange(start, stop, device="cpu"), [t[start - first:stop - first] for t in tables]
             if words is not None and len(n) >= 2 * BLOCK and written(start, words, turn, self.scale(n), *parts): continue
             if words is None and self._write_moving(start, n, parts): continue
             make = self.unit if words is not None else self._moving

@@ -151,7 +151,7 @@ class Profile(BaseModel):
     ruler_lengths: list[int] = []          # none leaves RULER out
     ruler_seeds: int = Field(1, ge=1)      # items of each task and length
     ruler_modes: list[str] = []            # none: the core modes
-    ruler_minutes: float | None = Field(None, gt=0) # that RULER may take in a phase, estimated and then as its answers took it; None is no limit
+    ruler_minutes: float | None = Field(None, gt=0) # that RULER may take in a phase, by estimate and then by its answers' pace; None is no limit
     infinite_tasks: list[str] = ["passkey", "kv_retrieval"] # phase 3
     infinite_lengths: list[int] = []
     infinite_seeds: int = Field(1, ge=1)

@@ -100,7 +100,7 @@ def ask(phase,     # a `pispiral.lab.runner.Phase`
         what:str,  # what is asked, in words
         questions:Questions,
         settings,  # {mode: Setting}
-        minutes=None, # that it may take: estimated, then as the answers so far took it; None is no limit
+        minutes=None, # that it may take: by estimate, then by the pace of the latest answers; None is no limit
         memory=None # {mode: its attractor's folder or name, or None}
        ):          # item records
     "Ask what fits, and name what does not and what cannot be asked."
