@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pispiral.evidence.evaluate import Setting, evaluate, mode_code
-from pispiral.model.loading import load_model
+from pispiral.model.load import load_model
 from pispiral.tasks.assets import model_folder
 from pispiral.tasks.niah import niah_item
 

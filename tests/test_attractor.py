@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.signal import lfilter
 
-from pispiral.encoding.attractor import ALPHA_POLICIES, CODES, AttractorState, codes, final_state, recurrent, scan
+from pispiral.memory.attractor import ALPHA_POLICIES, CODES, AttractorState, codes, final_state, recurrent, scan
 
 N = 100_000
 ALPHAS = {"1": 0., "exp(-pi/N)": -math.pi/N, "0.99": math.log(0.99)}

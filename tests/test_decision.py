@@ -9,7 +9,7 @@ from pispiral.evidence.records import write_json, write_log
 from pispiral.verdict.decision import decide, decision_markdown
 from pispiral.verdict.gates import evaluate_gates, load_gates
 
-GATES = load_gates(ROOT/"nbs"/"profiles"/"pass_gates.yaml")
+GATES = load_gates(ROOT/"nbs"/"profiles"/"gates.yaml")
 SHORT, LONG, NATIVE, K = [512, 1024, 2048, 4096], [12288, 16384, 24576, 32768, 65536], 8192, 4096
 PROFILE = dict(name="demo", native_length=NATIVE, hybrid_K=K, short_lengths=SHORT, long_lengths=LONG, irrational="pi")
 CHECKS = {1: ["unit_tests", "shapes", "determinism", "incremental_matches_recompute", "constant_state"], 4: ["stable_4bit"],

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from pispiral.encoding.positions import POSITIONS, HybridPositionalEncoding, code_config, make_code
-from pispiral.encoding.spiral import IRRATIONALS, PiSpiralPositional, phase, xi
+from pispiral.codes.positions import POSITIONS, HybridPositionalEncoding, code_config, make_code
+from pispiral.codes.phase import IRRATIONALS, PiSpiralPositional, phase, xi
 
 CONFIG = LlamaConfig(hidden_size=576, num_attention_heads=9, num_key_value_heads=3, head_dim=64,
                      max_position_embeddings=8192, rope_parameters={"rope_type": "default", "rope_theta": 1e5})

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from conftest import ROOT
 from pispiral.evidence.records import write_json, write_log
-from pispiral.lab.cli import app
+from pispiral.cli.app import app
 from pispiral.lab.profiles import Profile, profile_names
 from pispiral.verdict.decision import decide
 from pispiral.verdict.gates import evaluate_gates, load_gates
 
-GATES = load_gates(ROOT/"nbs"/"profiles"/"pass_gates.yaml")
+GATES = load_gates(ROOT/"nbs"/"profiles"/"gates.yaml")
 PROFILE = dict(name="demo", native_length=8192, hybrid_K=2048, short_lengths=[512], long_lengths=[12288], irrational="pi")
 
 
@@ -143,7 +143,7 @@ def test_every_command_that_would_settle_a_gate_can_be_typed():
 
 
 def test_profiles_name_what_the_evidence_reads():
-    source = "".join((ROOT/"pispiral"/"lab"/f"protocol_{n}.py").read_text() for n in ("evidence", "ablations"))
+    source = "".join((ROOT/"pispiral"/"lab"/"phases"/f"{n}.py").read_text() for n in ("diagnostics", "ablations"))
     phases = "".join((ROOT/"nbs"/"phases"/f"phase_{n}.ipynb").read_text() for n in ("06_ablations", "07_diagnostics", "08_cost"))
     keys = [k for k in Profile.model_fields if k.split("_")[0] in ("ablation", "collision", "spectrum", "drift", "map", "key")]
     assert [k for k in keys if f".{k}" not in source + phases] == []

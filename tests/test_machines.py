@@ -12,7 +12,7 @@ import pytest
 import arithmetic
 import asking
 from conftest import ROOT
-from pispiral import deadline
+from pispiral.base import deadline
 from pispiral.evidence import clusters, executors
 from pispiral.evidence.executors import answered
 from pispiral.evidence.records import read_log

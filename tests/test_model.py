@@ -4,8 +4,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pispiral import load_model
-from pispiral.encoding.positions import POSITIONS, code_config
-from pispiral.model.loading import resolve, set_code
+from pispiral.codes.positions import POSITIONS, code_config
+from pispiral.model.load import resolve, set_code
 
 PROMPTS = ["The grass is green. The sky is blue. The sun is", "One, two, three, four, five, six, seven, eight, nine,"]
 
@@ -41,7 +41,7 @@ def test_generate_with_padding_equals_generate_alone(loaded, pos):
 
 def test_shipped_checkpoint_carries_a_number_out_of_sight():
     from pispiral import load_model
-    from pispiral.model.loading import set_attractor
+    from pispiral.model.load import set_attractor
     from pispiral.model.stream import answers
     from pispiral.tasks.niah import niah_item
     model, tok = load_model(window=256, sinks=4, dtype="float32", attractor="smollm2-135m-instruct-numbers")

@@ -15,17 +15,17 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from pispiral.evidence.records import SCHEMA, read_log, write_json, write_log
-from pispiral.files import write_text
-from pispiral.lab.cli_publish import app
+from pispiral.base.files import write_text
+from pispiral.cli.publish import app
 from pispiral.publish.formats import to_typst
 from pispiral.publish.paper import make_paper
 from pispiral.publish.report import save_report
-from pispiral.publish.run_figures import drawn_figures
-from pispiral.publish.run_tables import main_rows, open_results, run_tables, variants
+from pispiral.publish.figures.run import drawn_figures
+from pispiral.publish.tables import main_rows, open_results, run_tables, variants
 from pispiral.verdict.stats import flat_slope, mean_ci, paired_gain, wilson
 
 ROOT = Path(__file__).parents[1]
-REFERENCE, GATES = ROOT/"runs"/"reference", ROOT/"nbs"/"profiles"/"pass_gates.yaml"
+REFERENCE, GATES = ROOT/"runs"/"reference", ROOT/"nbs"/"profiles"/"gates.yaml"
 
 
 def tokens(text):
@@ -218,7 +218,7 @@ PROBE = """<script>setTimeout(() => { const d = document.documentElement, all = 
 @pytest.mark.parametrize("width", (1200, 390))
 def test_the_report_in_a_browser(tmp_path, width):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None: pytest.skip("no Chromium on this machine: the page is checked without one in 67_report")
+    if browser is None: pytest.skip("no Chromium on this machine: the page is checked without one in 21_report")
     page = save_report(open_results(REFERENCE, GATES), ROOT/"figures"/"reference", tmp_path/"report.html")
     page.write_text(page.read_text().replace("</body>", PROBE))
     done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path/'profile'}",

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from pispiral.errors import one_of
+from pispiral.base.errors import one_of
 from pispiral.evidence.records import scrub
 from pispiral.lab.profiles import Profile, load_profile, parse_settings
 from pispiral.lab.runner import _overrides, _parameters, check_run, open_phase, run_name
-from pispiral.model.loading import checkpoint, load_model, resolve
+from pispiral.model.load import checkpoint, load_model, resolve
 
 SECRET = "hf_0123456789abcdefghij-not-a-real-token"
 

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from pispiral.encoding.positions import code_config, make_code
+from pispiral.codes.positions import code_config, make_code
 from pispiral.evidence.diagnostics import token_losses
 from pispiral.lab.profiles import load_profile
 from pispiral.model.attention import fit
@@ -74,7 +74,7 @@ def test_bad_input_names_what_is_wrong(keys, says):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_public_shapes_run_with_random_weights(monkeypatch, family):
-    from pispiral.model import large
+    from pispiral.model import quantize as large
     shape = dict(hub="nobody/tiny", source="this test", parameters=0, config=dict(model_type=family, **SHAPE))
     monkeypatch.setattr(large, "public_shapes", lambda: {"tiny": shape})
     model, label = large.random_model("tiny", 1)
@@ -86,10 +86,10 @@ def test_public_shapes_run_with_random_weights(monkeypatch, family):
 
 MEASURE = """
 import json, sys, torch
-from pispiral.evidence.memory import begin_peak, memory_parts, peak_memory
+from pispiral.evidence.ram import begin_peak, memory_parts, peak_memory
 from pispiral.evidence.profiling import Shape
-from pispiral.evidence.streaming import stream_ids
-from pispiral.model.loading import load_model
+from pispiral.evidence.streams import stream_ids
+from pispiral.model.load import load_model
 from pispiral.model.stream import new_cache, prefill
 from pispiral.tasks.assets import model_folder
 from transformers import AutoTokenizer
@@ -122,8 +122,8 @@ def test_memory_is_predicted_within_15_percent(window):
 
 @pytest.mark.slow
 def test_a_stream_is_flat(tmp_path):
-    from pispiral.evidence.streaming import stream, stream_ids
-    from pispiral.model.loading import load_model
+    from pispiral.evidence.streams import stream, stream_ids
+    from pispiral.model.load import load_model
     from pispiral.verdict.stats import flat_slope
     model, tok = load_model(window=256)
     marks = list(range(4096, 28673, 2048))
@@ -136,8 +136,8 @@ def test_a_stream_is_flat(tmp_path):
 @pytest.mark.slow
 @torch.inference_mode()
 def test_smollm2_equals_transformers_sliding_window():
-    from pispiral.evidence.streaming import stream_ids
-    from pispiral.model.loading import load_model, model_config
+    from pispiral.evidence.streams import stream_ids
+    from pispiral.model.load import load_model, model_config
     model, tok = load_model(window=1024, dtype="float32")
     peer = sliding(model, model_config("smollm2-135m-instruct")[1], 1024)
     ids, _ = stream_ids(tok, 3000)
@@ -148,7 +148,7 @@ def test_smollm2_equals_transformers_sliding_window():
 @pytest.mark.slow
 @torch.inference_mode()
 def test_needles_in_4_bits():
-    from pispiral.model.loading import load_model
+    from pispiral.model.load import load_model
     from pispiral.model.stream import answers
     from pispiral.tasks.niah import niah_item
     right = {}

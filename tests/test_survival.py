@@ -192,7 +192,7 @@ def test_a_garbage_line_is_named_and_taking_it_out_is_enough(tiny, unbroken, tmp
 
 
 def test_a_nan_is_noted_and_the_run_goes_on(tmp_path):
-    from pispiral.model.loading import load_model
+    from pispiral.model.load import load_model
     model, tok = load_model(dtype="float32", device="cpu")
     (question, other), settings = grid_of_two(tok)
     only = next(t for t in other[1].ids if t not in question[1].ids)
@@ -215,7 +215,7 @@ from pathlib import Path
 import torch
 import asking
 from pispiral.evidence import evaluate as room
-from pispiral.model.loading import load_model
+from pispiral.model.load import load_model
 model, tok = load_model(sys.argv[1], dtype="float32", device="cpu")
 questions, settings = asking.grid(tok, length=256, depths=(.5,), seeds=1)
 long = asking.grid(tok, length=4096, depths=(.5,), seeds=1)[0]

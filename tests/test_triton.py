@@ -22,7 +22,7 @@ def alone(code, **env):
 
 INTERPRETED = """
 import torch
-from pispiral.encoding.attractor import codes, scan
+from pispiral.memory.attractor import codes, scan
 g = torch.Generator().manual_seed(0)
 for B, L, d, H, own in ((1, 1, 3, 1, 0), (2, 31, 5, 2, 1), (1, 64, 66, 1, 0), (2, 65, 4, 1, 1)):
     e = codes(torch.arange(L*(B if own else 1)).view(-1, L), "phi", H)
@@ -41,7 +41,7 @@ COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from pispiral.encoding import attractor_triton as room
+from pispiral.memory import triton as room
 for kernel, flags in ((room._sums, {}), (room._filter, {}), (room._adjoint_sums, {}), (room._adjoint, dict(learned=1))):
     fixed = dict(flags, T=room._TOKENS, W=room._CHANNELS, H=1)
     kind = {"h": "*bf16", "dh": "*bf16"} | dict.fromkeys(("L", "K", "d", "e_batch"), "i32") | dict.fromkeys(
@@ -55,8 +55,8 @@ ABSENT = """
 import sys
 sys.modules["triton"] = None
 import torch
-from pispiral.encoding.attractor import codes, scan
-assert "pispiral.encoding.attractor_triton" not in sys.modules
+from pispiral.memory.attractor import codes, scan
+assert "pispiral.memory.triton" not in sys.modules
 try: scan(torch.ones(1, 2, 3), codes(torch.arange(2))[None], -1., backend="triton")
 except ValueError as said: print(said)
 """
