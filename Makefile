@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make lab · make readme · make clean
+# make demo · make test · make lint · make bench · make lab · make readme · make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ export PYTHONHASHSEED := 0
 export PYTHONDONTWRITEBYTECODE :=
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test bench lab readme notebooks clean
+.PHONY: demo test lint bench lab readme clean
 .DELETE_ON_ERROR:
 
 # Pinned to requirements.lock, sums and all, on the Python it was made for; elsewhere the ranges of pyproject.toml decide.
@@ -28,11 +28,15 @@ demo: $(VENV)/.installed
 	pispiral assets
 	pispiral run --profile demo
 
-# Notebooks and package agree, notebooks are clean, README is theirs; every module notebook; pytest, which executes every
-# phase notebook in tests/test_all_phases.py, as `pispiral run` does.
-test: $(VENV)/.installed
-	pispiral assets
+# Style; notebooks and package agree, notebooks are clean, README is made from its notebook.
+lint: $(VENV)/.installed
+	ruff check
 	$(BIN)/python tests/drift.py
+
+# After `make lint`: every module notebook; pytest, which executes every phase notebook in tests/test_all_phases.py, as
+# `pispiral run` does.
+test: lint
+	pispiral assets
 	rm -rf .cache/test-runs
 	PISPIRAL_RUNS=$(CURDIR)/.cache/test-runs OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --pause 0 --skip_folder_re '^(phases|[_.])'
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
@@ -49,14 +53,14 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	-$(MAKE) .venv-bench/.installed
 	pispiral assets
-	pispiral bench $(BENCH)
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 lab: $(VENV)/.installed
 	cd nbs && jupyter lab --ip=127.0.0.1
 
 # README.md is nbs/index.ipynb with the outputs stored in it.
 readme: $(VENV)/.installed
-	jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 nbs/index.ipynb
+	PYTHONWARNINGS='ignore:IProgress not found' jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 nbs/index.ipynb
 	nbdev_clean --fname nbs/index.ipynb
 	$(BIN)/python tests/drift.py --write-readme
 

@@ -17,7 +17,9 @@ def work(rounds, cell, tick):
         yield Answer(key, 1, os.getpid(), x)
 
 
-def cells(n, each): return [Cell(tuple(range(i*each, i*each + each)), tuple(range(i*each, i*each + each)), {}, each) for i in range(n)]
+def cells(n, each):
+    rows = [tuple(range(i*each, i*each + each)) for i in range(n)]
+    return [Cell(row, row, {}, each) for row in rows]
 
 
 def job(rounds): return Job(load, work, dict(rounds=rounds))

@@ -5,12 +5,14 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from pispiral.evidence.evaluate import Setting, evaluate, mode_code
+from pispiral.codes.registry import code_with
+from pispiral.evidence.evaluate import evaluate
+from pispiral.evidence.settings import Setting
 from pispiral.model.load import load_model
 from pispiral.tasks.assets import model_folder
 from pispiral.tasks.niah import niah_item
 
-MODES = ("rope", "hybrid", "pi_spiral")
+METHODS = ("rope", "hybrid", "pi_spiral")
 
 
 def save_tiny(folder, layers=1, width=32):
@@ -27,9 +29,9 @@ def save_tiny(folder, layers=1, width=32):
 def grid(tok, length=512, depths=(.2, .8), seeds=2):
     "Questions and settings."
     items = [niah_item(tok, length, d, seed=s) for d in depths for s in range(seeds)]
-    settings = {m: Setting("tiny", m, mode_code(m, hybrid_K=128, target_length=1024), None, "float32", "cpu", 64)
-                for m in MODES}
-    return [(m, it) for m in MODES for it in items], settings
+    settings = {m: Setting("tiny", m, code_with(m, hybrid_K=128, target_length=1024), None, "float32", "cpu", 64)
+                for m in METHODS}
+    return [(m, it) for m in METHODS for it in items], settings
 
 
 def ask(model, out, **of):

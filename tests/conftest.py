@@ -35,7 +35,7 @@ class Cli:
 
     def here(self, *words, expect=0):
         "The same command inside this process, which has its imports already; nothing that starts a kernel."
-        from pispiral.cli.app import app
+        from pispiral.cli.main import app
         done = CliRunner().invoke(app, [str(w) for w in words])
         assert done.exit_code == expect, f"exit {done.exit_code}\n{done.output}\n{done.exception!r}"
         return done.stdout, done.stderr

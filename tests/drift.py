@@ -1,6 +1,7 @@
 """Fail if notebooks and package disagree, notebooks are not clean, or README.md is not nbs/index.ipynb.
 
 Not a pytest file: `make test` runs it first."""
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,12 @@ from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
-IGNORE = shutil.ignore_patterns(".venv", ".git", ".cache", "runs", "figures", "__pycache__", "*.egg-info",
-                                ".ipynb_checkpoints", "_proc", "_docs")
+NOT_NEEDED = {".venv", ".venv-bench", ".git", ".cache", "runs", "figures", "_proc", "_docs"}  # at the top
+
+
+def ignore(folder, names):
+    "What a copy of the repository does without."
+    return {n for n in names if n in ("__pycache__", ".ipynb_checkpoints") or n in NOT_NEEDED and Path(folder) == ROOT}
 
 
 def files(root):
@@ -28,7 +33,7 @@ def readme():
     config.MarkdownExporter.preprocessors = ["nbconvert.preprocessors.TagRemovePreprocessor"]
     text, resources = MarkdownExporter(config=config).from_filename(str(ROOT/"nbs"/"index.ipynb"))
     if resources.get("outputs"): sys.exit("nbs/index.ipynb displays an image: README can only link to one")
-    return "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.strip().splitlines())) + "\n"
 
 
 def main():
@@ -37,7 +42,7 @@ def main():
     wrong = [] if same else ["README.md differs from nbs/index.ipynb: run `make readme`"]
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)/"copy"
-        shutil.copytree(ROOT, copy, ignore=IGNORE)
+        shutil.copytree(ROOT, copy, ignore=ignore)
         before = files(copy)
         for command in ("nbdev_export", "nbdev_clean"):
             subprocess.run([command], cwd=copy, check=True, stdout=subprocess.DEVNULL)

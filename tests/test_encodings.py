@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from pispiral.codes.positions import POSITIONS, HybridPositionalEncoding, code_config, make_code
+from pispiral.codes.hybrid import HybridPositionalEncoding
+from pispiral.codes.registry import CODES, code, make_code
 from pispiral.codes.phase import IRRATIONALS, PiSpiralPositional, phase, xi
 
 CONFIG = LlamaConfig(hidden_size=576, num_attention_heads=9, num_key_value_heads=3, head_dim=64,
@@ -12,7 +13,7 @@ CONFIG = LlamaConfig(hidden_size=576, num_attention_heads=9, num_key_value_heads
 
 
 def table(pos, n, **kw):
-    return make_code(code_config(pos=pos, **kw), CONFIG)(torch.empty(0), n[None])
+    return make_code(code(pos=pos, **kw), CONFIG)(torch.empty(0), n[None])
 
 
 @pytest.mark.parametrize("irrational", IRRATIONALS)
@@ -36,7 +37,7 @@ def test_exact_phase(irrational):
             assert min(off, 1 - off) <= n*mpmath.mpf(2)**-64 + mpmath.mpf(2)**-53
 
 
-@pytest.mark.parametrize("pos", POSITIONS)
+@pytest.mark.parametrize("pos", CODES)
 def test_every_code_is_finite_and_repeatable(pos):
     n = torch.tensor([0, 1, 2047, 2048, 2049, 16383, 10**6])
     for a, b in zip(table(pos, n), table(pos, n)):
@@ -45,8 +46,8 @@ def test_every_code_is_finite_and_repeatable(pos):
 
 @pytest.mark.parametrize("blend", ["phase", "vector"])
 def test_hybrid_encoding(blend):
-    code = make_code(code_config(pos="hybrid", hybrid_K=2048, blend=blend), CONFIG)
-    assert isinstance(code, HybridPositionalEncoding)
+    made = make_code(code(pos="hybrid", hybrid_K=2048, blend=blend), CONFIG)
+    assert isinstance(made, HybridPositionalEncoding)
     n = torch.arange(8192)
     hybrid, rope = table("hybrid", n, blend=blend), table("rope", n)
     for h, r in zip(hybrid, rope):
@@ -57,5 +58,5 @@ def test_unknown_names_are_refused():
     for kw in (dict(pos="hybird"), dict(pos="pi_spiral", irrational="tau"), dict(hybridK=3),
                dict(pos="hybrid", hybrid_K=20000)):
         with pytest.raises(ValueError) as e:
-            code_config(**kw)
+            code(**kw)
         assert "\n" not in str(e.value)

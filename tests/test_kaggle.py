@@ -1,6 +1,6 @@
 """Kaggle without Kaggle: its folders, its variables, no network, and a Python that has its own torch but no pispiral.
 
-Kaggle's client is a stand-in that writes down how it was called and serves a folder: what is tested is how it is driven."""
+Kaggle's client is a stand-in that writes down how it was called and serves a folder; its driving is tested."""
 import json
 import os
 import shutil
@@ -18,8 +18,9 @@ from pispiral.lab.kaggle import build, pull, push
 from test_run import told
 
 BOOK = "phase_03_core.ipynb"
-CUT = dict(short_lengths=[256], depths=[.2, .8], core_depths=[.2, .8], sanity_depths=[.2], seeds=3, modes=["rope", "pi_spiral"],
-           core_modes=["rope", "pi_spiral"], ruler_lengths=[], infinite_lengths=[], span_lengths=[])
+CUT = {"needles": dict(short_lengths=[256], depths=[.2, .8], core_depths=[.2, .8], seeds=3,
+                       methods=["rope", "pi_spiral"], core=["rope", "pi_spiral"]),
+       "sanity.depths": [.2], "ruler.lengths": [], "infinitebench.lengths": [], "spans.lengths": []}
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def image(tmp_path):
     "A Python with the packages of this one, but without this project."
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path/"image"], check=True)
     (site,) = (tmp_path/"image").glob("lib/*/site-packages")
-    has = [p for p in sys.path if p.endswith("site-packages")] # not their .pth files, where an editable project would be
+    # not their .pth files, where an editable project would be
+    has = [p for p in sys.path if p.endswith("site-packages")]
     (site/"image.pth").write_text("\n".join(has) + "\n")
     python = tmp_path/"image"/"bin"/"python"
     assert subprocess.run([python, "-c", "import pispiral"], cwd=tmp_path, capture_output=True).returncode
@@ -65,13 +67,15 @@ class Session:
     def cells(self):
         "Seconds from the phase's opening to its first question, and what the questions took."
         book = nbformat.read(self.working/"__notebook__.ipynb", 4)
-        at = lambda word, when: next(datetime.fromisoformat(c.metadata.papermill[when]) for c in book.cells if word in c.source)
-        opened, asked, answered = at("open_phase(3", "end_time"), at("evaluate(language", "start_time"), at("evaluate(language", "end_time")
+        def at(word, when):
+            return next(datetime.fromisoformat(c.metadata.papermill[when]) for c in book.cells if word in c.source)
+        opened = at("open_phase(3", "end_time")
+        asked, answered = at("evaluate(language", "start_time"), at("evaluate(language", "end_time")
         return (asked - opened).total_seconds(), (answered - asked).total_seconds()
 
 
 def stopped_session(make, setup, asking, total):
-    "A session that its budget ends between two questions; the budget is adapted where this machine's speed has changed."
+    "A session that its budget ends between two questions; the budget is adapted where the machine's speed has changed."
     budget = setup + asking/2
     for n in range(5):
         one = make(n, budget/3600)
@@ -83,9 +87,11 @@ def stopped_session(make, setup, asking, total):
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [CUT, {}], ids=["cut", "smoke"])
 def test_two_sessions_equal_one(tmp_path, runs, image, overrides):
-    def folder(name, **how): return build("smoke", 3, "someone", tmp_path/name, {**overrides, **how}, "cut", accelerator="none")
+    def folder(name, **how):
+        return build("smoke", 3, "someone", tmp_path/name, {**overrides, **how}, "cut", accelerator="none")
     temp = tmp_path/"temp"
-    whole = Session(tmp_path/"whole", image).attach(folder("once")/"dataset", "datasets", "someone", "pispiral-1").run_all(
+    whole = Session(tmp_path/"whole", image).attach(folder("once")/"dataset", "datasets", "someone",
+                                                    "pispiral-1").run_all(
         tmp_path/"once"/BOOK, temp)
     assert whole.result["status"] == "done"
 
@@ -98,7 +104,8 @@ def test_two_sessions_equal_one(tmp_path, runs, image, overrides):
     said = nbformat.read(one.working/"__notebook__.ipynb", 4).cells[-1].outputs[0].text
     assert said.startswith("not run: the session's time was over")
 
-    two = Session(tmp_path/"last", image).attach(folder("second")/"dataset", "pispiral-1").attach(one.working, "pispiral-cut-phase-03")
+    two = Session(tmp_path/"last", image).attach(folder("second")/"dataset", "pispiral-1")
+    two = two.attach(one.working, "pispiral-cut-phase-03")
     two.run_all(tmp_path/"second"/BOOK, temp)
     assert two.result["status"] == "done"
     assert two.items[:len(one.items)] == one.items and len(set(two.items)) == len(two.items)
@@ -108,10 +115,12 @@ def test_two_sessions_equal_one(tmp_path, runs, image, overrides):
 
 
 def test_a_folder_to_push(tmp_path, runs):
-    folder = build("smoke", 3, "someone", tmp_path/"out", {"haystack": "prose", "max_hours": 2}, "a.b", session=2)
+    change = {"needles.haystack": "prose", "max_hours": 2}
+    folder = build("smoke", 3, "someone", tmp_path/"out", change, "a.b", session=2)
     about = json.loads((folder/"kernel-metadata.json").read_text())
     data = json.loads((folder/"dataset"/"dataset-metadata.json").read_text())
-    assert about["id"] == "someone/pispiral-a-b-phase-03-2" and about["kernel_sources"] == ["someone/pispiral-a-b-phase-03"]
+    assert about["id"] == "someone/pispiral-a-b-phase-03-2"
+    assert about["kernel_sources"] == ["someone/pispiral-a-b-phase-03"]
     assert about["dataset_sources"] == [data["id"]] and about["machine_shape"] == "NvidiaTeslaT4"
     assert about["enable_internet"] is False and about["enable_gpu"] is True and about["code_file"] == BOOK
     book = nbformat.read(folder/BOOK, 4)
@@ -122,8 +131,9 @@ def test_a_folder_to_push(tmp_path, runs):
     for cell in book.cells:
         if "injected-parameters" in cell.metadata.get("tags", []): exec(cell.source, scope)
     assert (scope["profile"], scope["run_id"], scope["max_hours"]) == ("smoke", "a.b", 2)
-    again = build("smoke", 3, "someone", tmp_path/"again", {"haystack": "prose", "max_hours": 2}, "a.b", session=2)
-    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == {p.name: p.read_bytes() for p in again.rglob("*") if p.is_file()}
+    again = build("smoke", 3, "someone", tmp_path/"again", change, "a.b", session=2)
+    def contents(at): return {p.name: p.read_bytes() for p in at.rglob("*") if p.is_file()}
+    assert contents(folder) == contents(again)
 
 
 def test_a_changed_wheel_is_refused(tmp_path, runs):
@@ -141,7 +151,7 @@ def test_a_changed_wheel_is_refused(tmp_path, runs):
     (("--phase", "11"), "phase=11"), (("--owner", "Some One"), "owner='Some One'"), (("--session", "0"), "session=0"),
     (("--accelerator", "p100"), "did you mean"), (("--model-source", "x=y"), "'y' is not a model on Kaggle"),
     (("--profile", "kaggle", "--no-internet"), "model Qwen/Qwen2.5-1.5B-Instruct is on a hub"),
-    (("--set", "hybridK=1"), "did you mean 'hybrid_K'?"), (("--run-id", "../x"), "run_id='../x'")])
+    (("--set", "hybridK=1"), "did you mean 'code.hybrid_K'?"), (("--run-id", "../x"), "run_id='../x'")])
 def test_bad_input_builds_nothing(tmp_path, runs, cli, words, says):
     given = {"--phase": "3", "--owner": "someone", "--profile": "smoke"}
     rest = [w for k, v in given.items() if k not in words for w in (k, v)]
@@ -163,7 +173,8 @@ with open(at/"words.jsonl", "a") as f: f.write(json.dumps(sys.argv[1:]) + "\\n")
 match sys.argv[1:3]:
     case "datasets", "status": print("ready") if (at/"uploaded").exists() else sys.exit("403 - Forbidden")
     case "datasets", "create": (at/"uploaded").touch()
-    case "kernels", "push": print("Kernel push error: token", os.environ["KAGGLE_KEY"]) if (at/"refuse").exists() else print("Kernel version 1 successfully pushed.")
+    case "kernels", "push" if (at/"refuse").exists(): print("Kernel push error: token", os.environ["KAGGLE_KEY"])
+    case "kernels", "push": print("Kernel version 1 successfully pushed.")
     case "kernels", "output": shutil.copytree(at/"served", sys.argv[sys.argv.index("-p") + 1], dirs_exist_ok=True)
 ''')
     script.chmod(0o755)
@@ -217,5 +228,5 @@ def test_pull_refuses_another_configuration(client, runs):
     about = json.loads((runs/"reference"/"run.json").read_text())
     (there/"run.json").write_text(json.dumps({**about, "profile": {**about["profile"], "hybrid_K": 1024}}))
     before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
-    with pytest.raises(ValueError, match="another configuration .hybrid_K: 2048 there, 1024 here"): pull(folder)
+    with pytest.raises(ValueError, match="another configuration .code.hybrid_K: 2048 there, 1024 here"): pull(folder)
     assert {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()} == before

@@ -30,11 +30,11 @@ def asked_by(monkeypatch):
             monkeypatch.setenv(f"PISPIRAL_{name}", value)
         return asking.ask(model, out)
     yield ask
-    clusters.dismiss()
+    clusters.stop_crew()
 
 
 def free_ports():
-    "For a node's agents: a node that must ask them gives up after 15 seconds, which a busy machine takes to start them."
+    "For a node's agents: a node gives up on them after 15 seconds, which a busy machine takes to start them."
     names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
     ports = [s.getsockname()[1] for s in sockets]
@@ -54,15 +54,16 @@ def cluster(tmp_path_factory):
     for attempt in range(2):
         nodes = Cluster()
         try:
-            for _ in range(2): nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80*2**20, include_dashboard=False,
-                                              **free_ports())
+            for _ in range(2):
+                nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80*2**20, include_dashboard=False,
+                               **free_ports())
             nodes.wait_for_nodes()
             break
         except Exception as e: # a node gives up when its agents take long to start
             nodes.shutdown()
             if attempt == 1: pytest.skip(f"Ray does not start here: {str(e).splitlines()[0]}")
     yield nodes
-    clusters.dismiss()
+    clusters.stop_crew()
     ray.shutdown()
     nodes.shutdown()
 
@@ -79,7 +80,7 @@ def answers_through_kills(crew, kills, rounds, todo, every=6):
         assert a.key not in got
         got[a.key] = a.value
         if killed < kills and len(got) % every == 3: killed += psutil.Process(a.pid).kill() is None
-    crew.dismiss()
+    crew.stop()
     assert killed == kills and got == arithmetic.here(rounds, todo)
 
 
@@ -92,7 +93,8 @@ def test_time_that_is_over_ends_the_workers_too(tiny, unbroken, tmp_path, asked_
     hours = iter([math.inf]*4)
     with monkeypatch.context() as over:
         over.setattr(deadline, "left", lambda: next(hours, 0))
-        with pytest.raises(deadline.OutOfTime, match="of 12 questions left"): asked_by(tmp_path/"grid", tiny, "local", 2)
+        with pytest.raises(deadline.OutOfTime, match="of 12 questions left"):
+            asked_by(tmp_path/"grid", tiny, "local", 2)
     assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
     some = read_log(tmp_path/"grid"/"items.jsonl")
     assert 0 < len(some) < 12
@@ -104,7 +106,7 @@ def test_time_that_is_over_ends_the_workers_too(tiny, unbroken, tmp_path, asked_
 @ray_here
 def test_two_ray_nodes_give_the_records_of_one_process(tiny, unbroken, tmp_path, cluster, asked_by):
     asked_by(tmp_path/"ray", tiny, "ray", "", cluster.address)
-    crew = clusters._hired[0][-1]
+    crew = clusters.kept[0][-1]
     assert (crew.size, crew.threads, len(crew.workers)) == (2, 1, 2)
     same(tmp_path/"ray", unbroken)
 
@@ -129,7 +131,7 @@ def test_how_much_faster_two_ray_nodes_are(cluster):
         assert one == two
         print(f"one process {middle - begin:.2f} s, two nodes {time.perf_counter() - middle:.2f} s: "
               f"{(middle - begin)/(time.perf_counter() - middle):.2f} times as fast")
-    crew.dismiss()
+    crew.stop()
 
 
 @submitit_here

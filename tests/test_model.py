@@ -4,8 +4,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pispiral import load_model
-from pispiral.codes.positions import POSITIONS, code_config
-from pispiral.model.load import resolve, set_code
+from pispiral.codes.registry import CODES, code, code_with
+from pispiral.model.decode import answers
+from pispiral.model.load import resolve, set_code, set_memory
+from pispiral.tasks.niah import niah_item
 
 PROMPTS = ["The grass is green. The sky is blue. The sun is", "One, two, three, four, five, six, seven, eight, nine,"]
 
@@ -17,7 +19,7 @@ def loaded():
 
 def test_rope_is_the_untouched_model(loaded):
     model, tok = loaded
-    set_code(model, code_config(pos="rope"))
+    set_code(model, code("rope"))
     plain = AutoModelForCausalLM.from_pretrained(resolve("smollm2-135m-instruct"), dtype=torch.float32).eval()
     ids = tok(PROMPTS[0]*20, return_tensors="pt").input_ids
     with torch.inference_mode():
@@ -26,10 +28,10 @@ def test_rope_is_the_untouched_model(loaded):
                        plain.generate(ids, max_new_tokens=8, do_sample=False))
 
 
-@pytest.mark.parametrize("pos", [p for p in POSITIONS if p != "rope"] + ["rope"])
+@pytest.mark.parametrize("pos", [p for p in CODES if p != "rope"] + ["rope"])
 def test_generate_with_padding_equals_generate_alone(loaded, pos):
     model, tok = loaded
-    set_code(model, code_config(pos=pos, hybrid_K=8, target_length=16384))
+    set_code(model, code_with(pos, hybrid_K=8, target_length=16384))
     tok.padding_side = "left"
     batch = tok(PROMPTS, return_tensors="pt", padding=True)
     together = model.generate(**batch, max_new_tokens=4, do_sample=False)[:, batch.input_ids.shape[1]:]
@@ -40,11 +42,7 @@ def test_generate_with_padding_equals_generate_alone(loaded, pos):
 
 
 def test_shipped_checkpoint_carries_a_number_out_of_sight():
-    from pispiral import load_model
-    from pispiral.model.load import set_attractor
-    from pispiral.model.stream import answers
-    from pispiral.tasks.niah import niah_item
-    model, tok = load_model(window=256, sinks=4, dtype="float32", attractor="smollm2-135m-instruct-numbers")
+    model, tok = load_model(window=256, sinks=4, dtype="float32", memory="smollm2-135m-instruct-numbers")
     items = [niah_item(tok, 1024, .3, seed=s, haystack="repeat") for s in range(100, 104)]
 
     def found():
@@ -53,5 +51,5 @@ def test_shipped_checkpoint_carries_a_number_out_of_sight():
         return [items[i].expected[0] in tok.decode(out) for i, out in said.items()]
 
     assert sum(found()) >= 3
-    set_attractor(model, None)
+    set_memory(model, None)
     assert sum(found()) == 0

@@ -21,7 +21,8 @@ from pispiral.publish.formats import to_typst
 from pispiral.publish.paper import make_paper
 from pispiral.publish.report import save_report
 from pispiral.publish.figures.run import drawn_figures
-from pispiral.publish.tables import main_rows, open_results, run_tables, variants
+from pispiral.publish.results import main_rows, open_results, variants
+from pispiral.publish.tables.run import run_tables
 from pispiral.verdict.stats import flat_slope, mean_ci, paired_gain, wilson
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +81,8 @@ def measured(run):
         keys = [k for k in ("model", "mode", "device", "window") if k in rows]
         for _, g in rows.groupby(keys, dropna=False):
             last = g[g.length == g.length.max()]
-            yield forms(*(last[c].mean() for c in ("vram_mb", "tokens_per_sec", "state_size") if c in last), g.length.min())
+            columns = [c for c in ("vram_mb", "tokens_per_sec", "state_size") if c in last]
+            yield forms(*last[columns].mean(), g.length.min())
             if g.dropna(subset="vram_mb").length.nunique() > 1:
                 slope = flat_slope(g.length, g.vram_mb)
                 yield forms(100*slope.growth, 100*slope.growth_lower, 100*slope.growth_upper, len(g))
@@ -135,7 +137,7 @@ def recorded(run):
 def test_every_number_of_the_paper_is_in_the_records(reference_paper, empty_paper):
     _, text, pages = reference_paper
     assert pages >= 4
-    of_the_source = tokens(empty_paper[1])           # what the text says of any run: mathematics, years, section numbers
+    of_the_source = tokens(empty_paper[1])           # what it says of any run: mathematics, years, section numbers
     allowed = recorded(REFERENCE) | of_the_source | {str(n) for n in range(pages + 1)}
     assert tokens(text) - allowed == set()
     assert len(tokens(text) - of_the_source) > 50    # and there are results in it
@@ -183,10 +185,13 @@ def stand_in(folder, **change):
                f"step,length,vram_mb,tokens_per_sec,window,state_size,mode\n1,1024,{n['memory']},50,,,rope\n")
     write_text(folder/"phase_07"/"positional_diag.csv", "offset,convergent," + ",".join(
         f"cosine_sim_{m}" for m in ("rope", "rope_ntk", "pi_spiral", "hybrid")) + f"\n2048,0,.9,.9,{n['cosine']},.9\n")
-    write_text(folder/"phase_07"/"spectral_fft.csv", f"mode,freq,magnitude\npi_spiral,0.1,{n['line']}\npi_spiral,0.2,.5\n")
-    write_log(folder/"phase_07"/"metrics.jsonl", [dict(mode="hybrid", length=128, ppl=n["ppl"], window=None, model="no model")])
-    write_log(folder/"phase_07"/"attention.jsonl", [dict(mode="rope", depth=.5, tokens=64, needle_at=30, needle_len=4, layers=[
-        dict(layer=0, head=0, needle=.1, bins=[n["weight"], .1])])])
+    write_text(folder/"phase_07"/"spectral_fft.csv",
+               f"mode,freq,magnitude\npi_spiral,0.1,{n['line']}\npi_spiral,0.2,.5\n")
+    loss = dict(mode="hybrid", length=128, ppl=n["ppl"], window=None, model="no model")
+    write_log(folder/"phase_07"/"metrics.jsonl", [loss])
+    layers = [dict(layer=0, head=0, needle=.1, bins=[n["weight"], .1])]
+    write_log(folder/"phase_07"/"attention.jsonl", [dict(mode="rope", depth=.5, tokens=64, needle_at=30, needle_len=4,
+                                                         layers=layers)])
     res = open_results(folder, GATES)
     return ({d.name: d.figure.to_json() for d in drawn_figures(res)}, {t.name: to_typst(t) for t in run_tables(res)})
 
@@ -211,18 +216,20 @@ def test_each_record_reaches_the_figures_and_tables(tmp_path, before, change, fi
 
 PROBE = """<script>setTimeout(() => { const d = document.documentElement, all = s => [...document.querySelectorAll(s)];
   const lost = all('a[href^="#"]').filter(a => !document.getElementById(decodeURIComponent(a.hash.slice(1))));
-  d.dataset.probe = [all('.draw').length, all('.draw[data-drawn]').length, d.scrollWidth - d.clientWidth, lost.length].join(' ');
+  d.dataset.probe = [all('.draw').length, all('.draw[data-drawn]').length, d.scrollWidth - d.clientWidth,
+                     lost.length].join(' ');
 }, 8000);</script></body>"""
 
 
 @pytest.mark.parametrize("width", (1200, 390))
 def test_the_report_in_a_browser(tmp_path, width):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None: pytest.skip("no Chromium on this machine: the page is checked without one in 21_report")
+    if browser is None: pytest.skip("no Chromium on this machine: the page is checked without one in 22_report")
     page = save_report(open_results(REFERENCE, GATES), ROOT/"figures"/"reference", tmp_path/"report.html")
     page.write_text(page.read_text().replace("</body>", PROBE))
-    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path/'profile'}",
-                           f"--window-size={width},1600", "--virtual-time-budget=30000", "--enable-logging=stderr",
+    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu",
+                           f"--user-data-dir={tmp_path/'profile'}", f"--window-size={width},1600",
+                           "--virtual-time-budget=30000", "--enable-logging=stderr",
                            "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=300)
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     figures, drawn, overflow, lost = map(int, re.search(r'data-probe="([-\d ]+)"', done.stdout)[1].split())
@@ -255,3 +262,64 @@ def test_publishing_from_the_command_line(cli, runs, tmp_path):
     write_json(runs/"demo"/"run.json", {**run, "schema": SCHEMA + 1})
     _, err = pispiral("tables", "demo", expect=2)
     assert f"has records of schema {SCHEMA + 1}" in err[0] and len(err) == 1
+
+
+PLUGIN = """import plotly.graph_objects as go
+from pispiral import register_figure, register_table
+from pispiral.publish.formats import Cell, Table
+
+
+@register_figure("answers_of_a_phase", caption="How many questions each phase asked", section="needles")
+def answers_of_a_phase(results):
+    counts = results.rec.items.file.value_counts()
+    yield dict(run=results.name), go.Figure(go.Bar(x=counts.index, y=counts)), "items.jsonl"
+
+
+@register_figure("my_mistake")
+def my_mistake(results):
+    yield {}, go.Figure(), results.no_such_thing
+
+
+@register_table("questions")
+def questions(results):
+    counts = results.rec.items.task.value_counts()
+    rows = [((task,), [Cell(str(n))]) for task, n in counts.items()]
+    return Table("questions", "Questions of each task", ("task",), ("n",), rows)
+
+
+@register_table("my_other_mistake")
+def my_other_mistake(results):
+    return 1/0
+"""
+MISTAKES = ("figure 'my_mistake' is left out: AttributeError: 'Results' object has no attribute 'no_such_thing'",
+            "table 'my_other_mistake' is left out: ZeroDivisionError: division by zero")
+
+
+def test_a_users_figure_and_table_are_one_file(cli, runs, tmp_path):
+    "It is in figures, tables, report and paper; what fails is named in one line and takes nothing with it."
+    few = shutil.ignore_patterns("phase_0[3-9]") # few figures are quickly drawn
+    shutil.copytree(REFERENCE, runs/"reference", ignore=few)
+    (tmp_path/"mine.py").write_text(PLUGIN)
+    assert len(PLUGIN.splitlines()) <= 30
+
+    def made(*words):
+        out, err = cli("--plugin", tmp_path/"mine.py", *words)
+        return out, [line for line in err.splitlines() if "is unfinished" not in line]
+    paths, err = made("figures", "reference")
+    assert "answers_of_a_phase__run-reference.png" in paths and err == [MISTAKES[0]]
+    paths, err = made("tables", "reference", "--out", tmp_path/"tables")
+    assert (tmp_path/"tables"/"questions.md").read_text().startswith("**Questions of each task**")
+    assert "ZeroDivisionError" in (tmp_path/"tables"/"my_other_mistake.md").read_text() and err == [MISTAKES[1]]
+    _, err = made("report", "reference", "--out", tmp_path)
+    page = (tmp_path/"reference"/"report.html").read_text()
+    for said in ("How many questions each phase asked (run reference).", "Questions of each task",
+                 "figure &#x27;my_mistake&#x27;"):
+        assert said in page, said
+    _, err = made("paper", "reference", "--out", tmp_path)
+    text, _ = pdf_text(tmp_path/"paper.pdf")
+    plain = " ".join(text.replace("\xad", "").split())
+    for said in ("How many questions each phase asked", "Questions of each task", "no_such_thing", "division by zero"):
+        assert said in plain, said
+    assert set(err) == set(MISTAKES)
+    placed = json.loads((tmp_path/"values.json").read_text())["figures"]
+    assert [f["section"] for f in placed if f["name"] == "answers_of_a_phase"] == ["needles"]

@@ -14,8 +14,8 @@ from pispiral.evidence.records import Log, read_log
 
 ITEMS = "phase_03/items.jsonl"
 UNIT = ["run", "--profile", "smoke", "--phases", "3"] # eight short questions, without the benchmarks and streams
-for change in ("modes=[rope,yarn]", "core_modes=[rope,yarn]", "short_lengths=[192,256]", "ruler_tasks=[]",
-               "infinite_tasks=[]", "span_lengths=[]"):
+for change in ("needles.methods=[rope,yarn]", "needles.core=[rope,yarn]", "needles.short_lengths=[192,256]",
+               "ruler.tasks=[]", "infinitebench.tasks=[]", "spans.lengths=[]"):
     UNIT += ["--set", change]
 
 
@@ -49,7 +49,7 @@ def kernels(process):
 
 
 def test_killed_run_goes_on(runs, cli):
-    words = (*UNIT, "--set", "seeds=12", "--run-id") # so many questions that some are left after two kills
+    words = (*UNIT, "--set", "needles.seeds=12", "--run-id") # so many questions that some are left after two kills
     cli(*words, "whole")
     log = runs/"killed"/ITEMS
     process = cli.start(*words, "killed", "--jobs", "2")
@@ -101,8 +101,8 @@ def test_bare_papermill(runs, tmp_path):
     done = papermill(tmp_path, ("profile", "smoke"), ("pos", "hybrid"), ("hybrid_K", 1024))
     assert done.returncode == 0, done.stderr
     (run,) = (path.parent for path in runs.glob("*/run.json"))
-    modes = {(r["mode"], r["config"]["hybrid_K"]) for r in read_log(run/ITEMS)}
-    assert modes == {("rope", 1024), ("hybrid", 1024)}
+    methods = {(r["mode"], r["config"].get("hybrid_K")) for r in read_log(run/ITEMS)}
+    assert methods == {("rope", None), ("hybrid", 1024)}
 
 
 def test_bare_papermill_refuses_an_unknown_parameter(runs, tmp_path):
@@ -113,13 +113,16 @@ def test_bare_papermill_refuses_an_unknown_parameter(runs, tmp_path):
 
 @pytest.mark.parametrize("words, says", [
     (("--profile", "dmeo"), "did you mean 'demo'?"),
-    (("--set", "modes=[hybird]"), "did you mean 'hybrid'?"),
+    (("--set", "needles.methods=[hybird]"), "did you mean 'hybrid'?"),
     (("--set", "model=smollm2-135m-instruc"), "did you mean 'smollm2-135m-instruct'?"),
-    (("--set", "hybridK=1024"), "did you mean 'hybrid_K'?"),
-    (("--set", "hybrid_K=16384"), "hybrid_K=16384 must be below target_length=16384"),
-    (("--set", "short_lengths=[20]"), "length=20"),
-    (("--set", "long_lengths=[1000000000]", "--set", "target_length=2000000000"), "does not fit"),
-    (("--set", "hybrid_K=6000"), "6000"),
+    (("--set", "hybridK=1024"), "did you mean 'code.hybrid_K'?"),
+    (("--set", "hybrid_K=1024"), "'hybrid_K' is now 'code.hybrid_K'"),
+    (("--pos", "hybird"), "did you mean 'hybrid'?"),
+    (("--plugin", "nowhere.py"), "plugin='nowhere.py' is not a file"),
+    (("--set", "code.hybrid_K=16384"), "hybrid_K=16384 must be below target_length=16384"),
+    (("--set", "needles.short_lengths=[20]"), "length=20"),
+    (("--set", "needles.long_lengths=[1000000000]", "--set", "code.target_length=2000000000"), "does not fit"),
+    (("--set", "code.hybrid_K=6000"), "6000"),
     (("--set", "device=gpu"), "device='gpu'"),
     (("--phases", "11"), "0, 1, 2"),
     (("--run-id", "../elsewhere"), "run_id='../elsewhere'"),
@@ -143,8 +146,8 @@ def test_bad_input_from_a_terminal(runs, cli):
 def test_a_run_of_another_configuration_is_not_written_over(runs, cli):
     cli("run", "--profile", "smoke", "--phases", "9", "--run-id", "mine")
     before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
-    _, err = cli.here("run", "--profile", "smoke", "--set", "hybrid_K=1024", "--run-id", "mine", expect=2)
-    assert "hybrid_K: 2048 there, 1024 here" in err
+    _, err = cli.here("run", "--profile", "smoke", "--set", "code.hybrid_K=1024", "--run-id", "mine", expect=2)
+    assert "code.hybrid_K: 2048 there, 1024 here" in err
     with Log(runs/"mine"/".lock"): # somebody is at work
         _, err = cli.here("run", "--profile", "smoke", "--phases", "9", "--run-id", "mine", expect=2)
     assert err == "pispiral: runs/mine is being worked on by another process: wait for it or stop it\n"

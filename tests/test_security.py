@@ -2,12 +2,8 @@
 import ast
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from pispiral.base.errors import one_of
 from pispiral.evidence.records import scrub
-from pispiral.lab.profiles import Profile, load_profile, parse_settings
-from pispiral.lab.runner import _overrides, _parameters, check_run, open_phase, run_name
+from pispiral.lab.opening import check_run, run_name
+from pispiral.lab.phase import overrides_of, parameters_in
+from pispiral.lab.profiles import leaves, load_profile, parse_settings, profile_keys
+from pispiral.lab.sections import Profile
 from pispiral.model.load import checkpoint, load_model, resolve
 
 SECRET = "hf_0123456789abcdefghij-not-a-real-token"
@@ -27,11 +24,15 @@ SECRET = "hf_0123456789abcdefghij-not-a-real-token"
 
 # ---- what is typed in
 
-FIELDS = [f for f in Profile.model_fields if f != "name"]
-GOOD = {f: v for p in ("smoke", "demo", "kaggle", "full") for f, v in load_profile(p).model_dump().items() if f != "name"}
+FIELDS = ([f for f in profile_keys() if f != "name"]
+          + ["methods.mine", "methods.window.window", "needles", "code", "large.medium"])
+GOOD = {f: v for p in ("smoke", "demo", "kaggle", "full")
+        for f, v in leaves(load_profile(p).model_dump()) if f != "name"}
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-3, 20000), st.floats(), st.text(max_size=40),
-                    st.sampled_from(["rope", "hybrid", "attractor", "pi_spirall", "../../etc", "~nobody/x", "a/b", "nul\0", "x"*300]))
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=2), max_leaves=6)
+                    st.sampled_from(["rope", "hybrid", "attractor", "pi_spirall", "../../etc", "~nobody/x", "a/b",
+                                     "nul\0", "x"*300]))
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4)
+                      | st.dictionaries(st.text(max_size=5), inner, max_size=2), max_leaves=6)
 names = st.sampled_from(FIELDS) | st.sampled_from([f + "s" for f in FIELDS]) | st.text(max_size=12)
 overrides = st.lists(st.one_of(st.tuples(names, values), st.sampled_from(sorted(GOOD)).map(lambda f: (f, GOOD[f])),
                                st.tuples(st.sampled_from(FIELDS), values)), max_size=3).map(dict)
@@ -43,10 +44,10 @@ def one_line(error):
     assert str(error).strip() and len(str(error).splitlines()) == 1 and "Traceback" not in str(error), str(error)
 
 
-def chosen(profile, change, run_id=None):
+def chosen(profile, change, run_id=None, pos=None):
     "What a command does with its words before it writes anything."
-    found = load_profile(profile, change)
-    check_run(found, run_id or run_name(profile, change))
+    found = load_profile(profile, change, pos)
+    check_run(found, run_id or run_name(profile, change, pos))
     resolve(found.model)
     return found
 
@@ -62,14 +63,14 @@ def fuzz_profile(change, texts, runs):
 
 def fuzz_parameters(namespace, runs):
     try:
-        plain = _parameters(namespace)
-        chosen(plain.get("profile", "smoke"), _overrides(plain), plain.get("run_id"))
+        plain = parameters_in(3, namespace)
+        chosen(plain.get("profile", "smoke"), overrides_of(plain), plain.get("run_id"), plain.get("pos"))
     except Exception as e: one_line(e)
     assert not runs.exists()
 
 
-parameters = st.dictionaries(st.sampled_from(["profile", "run_id", "pos", "hybrid_K", "window", "model", "max_hours", "irrational",
-                                              "hybridK", "attractor"]), values, max_size=4)
+parameters = st.dictionaries(st.sampled_from(["profile", "run_id", "pos", "hybrid_K", "window", "model", "max_hours",
+                                              "irrational", "hybridK", "attractor"]), values, max_size=4)
 few = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(few, max_examples=10_000)
 
@@ -94,8 +95,9 @@ def test_ten_thousand_fuzzed_profiles(runs):
 def test_ten_thousand_fuzzed_parameter_sets(runs): many(given(parameters)(lambda p: fuzz_parameters(p, runs)))()
 
 
-@pytest.mark.parametrize("word", ["modes=" + "["*5000, "seed=" + "9"*5000, "machine=2020-13-45", "machine=!!python/object:os.system x",
-                                  "modes={[1]: 2}", "machine=\0", "=", "hybrid_K"])
+@pytest.mark.parametrize("word", ["needles.methods=" + "["*5000, "seed=" + "9"*5000, "machine=2020-13-45",
+                                  "machine=!!python/object:os.system x",
+                                  "needles.methods={[1]: 2}", "machine=\0", "=", "code.hybrid_K"])
 def test_words_that_are_no_settings(runs, word):
     with pytest.raises(ValueError) as e: load_profile("smoke", parse_settings([word]))
     one_line(e.value)
@@ -117,7 +119,8 @@ def test_parameters_stay_values():
     @few
     @given(values)
     def translated(value):
-        (cell,) = [c for c in parameterize_notebook(book, dict(model=value)).cells if "injected-parameters" in c.metadata.get("tags", [])]
+        (cell,) = [c for c in parameterize_notebook(book, dict(model=value)).cells
+                   if "injected-parameters" in c.metadata.get("tags", [])]
         body = ast.parse(cell.source).body # one assignment and nothing else
         assert len(body) == 1 and isinstance(body[0], ast.Assign) and body[0].targets[0].id == "model"
         calls = [ast.unparse(n) for n in ast.walk(body[0]) if isinstance(n, ast.Call)]
@@ -131,13 +134,19 @@ def test_parameters_stay_values():
 @few
 @given(st.dictionaries(st.text(max_size=8), values, max_size=3), st.text(max_size=30))
 def test_the_first_cell_on_kaggle_stays_data(change, text):
-    from pispiral.lab.kaggle import _FIRST
-    source = _FIRST.format(roots=(), dataset="a/b", wheels={text: text}, profile=text, run_id=text, overrides=change, models={text: text})
-    plain = _FIRST.format(roots=(), dataset="a/b", wheels={}, profile="", run_id="", overrides={}, models={})
-    code = lambda s: [type(n).__name__ for n in ast.walk(ast.parse(s)) if isinstance(n, (ast.Import, ast.ImportFrom, ast.Attribute, ast.stmt))]
+    from pispiral.lab.kaggle import FIRST_CELL
+    source = FIRST_CELL.format(roots=(), dataset="a/b", wheels={text: text}, profile=text, run_id=text,
+                               overrides=change, models={text: text})
+    plain = FIRST_CELL.format(roots=(), dataset="a/b", wheels={}, profile="", run_id="", overrides={}, models={})
+    kinds = (ast.Import, ast.ImportFrom, ast.Attribute, ast.stmt)
+    code = lambda s: [type(n).__name__ for n in ast.walk(ast.parse(s)) if isinstance(n, kinds)]
     try: tree = code(source.replace("nan", "0").replace("inf", "0"))
-    except SyntaxError: raise AssertionError(source)
+    except SyntaxError as e: raise AssertionError(source) from e
     assert tree == code(plain.replace("nan", "0").replace("inf", "0"))
+
+
+UNSAFE = re.compile(r"\b(import pickle|torch\.load|yaml\.(load|unsafe_load|full_load)|shell=True|"
+                    r"os\.system|eval\(|exec\()")
 
 
 def test_models_bring_no_code_and_no_pickles(tmp_path):
@@ -152,14 +161,16 @@ def test_models_bring_no_code_and_no_pickles(tmp_path):
     with pytest.raises(ValueError, match="trust_remote_code"): load_model(str(folder))
     for path in (*ROOT.glob("pispiral/**/*.py"), *ROOT.glob("nbs/phases/*.ipynb")):
         text = path.read_text()
-        assert not re.search(r"\b(import pickle|torch\.load|yaml\.(load|unsafe_load|full_load)|shell=True|os\.system|eval\(|exec\()", text.replace(".eval()", "")), path
-        for call in re.findall(r"from_pretrained\(([^\n]*)", text): # what is not the package's own is read without its code
-            assert "trust_remote_code=False" in call or "SAFE" in call or re.match(r"src|model_folder|folder", call), (path, call)
+        assert not UNSAFE.search(text.replace(".eval()", "")), path
+        for call in re.findall(r"from_pretrained\(([^\n]*)", text): # what is not the package's is read without its code
+            own = re.match(r"src|model_folder|folder", call)
+            assert own or "trust_remote_code=False" in call or "SAFE" in call, (path, call)
 
 
 # ---- paths
 
-@pytest.mark.parametrize("run_id", ["../x", "/etc", "a/b", ".", "..", ".hidden", "a\nb", "a b", "x"*200, "", "-rf", "a\0"])
+@pytest.mark.parametrize("run_id", ["../x", "/etc", "a/b", ".", "..", ".hidden", "a\nb", "a b", "x"*200, "", "-rf",
+                                    "a\0"])
 def test_a_run_stays_in_its_folder(runs, run_id):
     with pytest.raises(ValueError) as e: check_run(load_profile("smoke"), run_id)
     one_line(e.value)
@@ -181,7 +192,8 @@ def test_scrub_hides_secrets(monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", 'quote"and\\slash')
     monkeypatch.setenv("MONKEY", "not a secret, only a monkey")
     monkeypatch.setenv("SHORT_KEY", "on")
-    text = f'{SECRET} https://me:word@index.example/simple on {json.dumps("quote" + chr(34) + "and" + chr(92) + "slash")} a monkey'
+    quoted = json.dumps("quote" + chr(34) + "and" + chr(92) + "slash")
+    text = f"{SECRET} https://me:word@index.example/simple on {quoted} a monkey"
     assert scrub(text, ROOT) == '<HF_TOKEN> https://<secret>@index.example/simple on "<SOME_API_KEY>" a monkey'
 
 
@@ -193,8 +205,10 @@ def test_a_phase_that_shows_its_token_keeps_none(runs, tmp_path, monkeypatch, cl
     path = root/"nbs"/"phases"/"phase_00_setup.ipynb"
     book = json.loads(path.read_text())
     at = next(i for i, c in enumerate(book["cells"]) if "open_phase(0" in "".join(c["source"]))
-    leak = "import os, sys\nprint(os.environ['HF_TOKEN'], file=sys.stderr)\nprint(dict(os.environ))\nraise RuntimeError('401 for ' + os.environ['HF_TOKEN'])"
-    book["cells"].insert(at + 1, dict(cell_type="code", id="leak", metadata={}, source=leak, outputs=[], execution_count=None))
+    leak = ("import os, sys\nprint(os.environ['HF_TOKEN'], file=sys.stderr)\nprint(dict(os.environ))\n"
+            "raise RuntimeError('401 for ' + os.environ['HF_TOKEN'])")
+    cell = dict(cell_type="code", id="leak", metadata={}, source=leak, outputs=[], execution_count=None)
+    book["cells"].insert(at + 1, cell)
     path.write_text(json.dumps(book))
     for name in ("HF_TOKEN", "KAGGLE_KEY"): monkeypatch.setenv(name, SECRET)
     monkeypatch.setenv("PISPIRAL_ROOT", str(root))

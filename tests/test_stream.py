@@ -9,11 +9,18 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from pispiral.codes.positions import code_config, make_code
+from pispiral.codes.registry import code, make_code
 from pispiral.evidence.diagnostics import token_losses
+from pispiral.evidence.streams import stream, stream_ids
 from pispiral.lab.profiles import load_profile
-from pispiral.model.attention import fit
-from pispiral.model.stream import new_cache, prefill
+from pispiral.model import shapes as large
+from pispiral.model.attention import install_attention
+from pispiral.model.cache import new_cache
+from pispiral.model.decode import answers
+from pispiral.model.load import load_model, model_config
+from pispiral.model.prefill import prefill
+from pispiral.tasks.niah import niah_item
+from pispiral.verdict.stats import flat_slope
 
 SHAPE = dict(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
              num_key_value_heads=2, max_position_embeddings=512)
@@ -22,12 +29,13 @@ SHAPE = dict(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_lay
 def tiny(window=None):
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPE)
-    return fit(LlamaForCausalLM(config).eval(), make_code(code_config(), config), window)
+    return install_attention(LlamaForCausalLM(config).eval(), make_code(code(), config), window)
 
 
 def sliding(model, config, window):
     "transformers' own sliding-window model with the same weights."
-    keep = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "layer_types", "pispiral")}
+    own = ("model_type", "architectures", "layer_types", "pispiral")
+    keep = {k: v for k, v in config.to_dict().items() if k not in own}
     peer = MistralForCausalLM(MistralConfig(**keep, sliding_window=window)).to(model.dtype).eval()
     peer.load_state_dict(model.state_dict())
     peer.config._attn_implementation = "sdpa"
@@ -60,12 +68,12 @@ def test_losses_do_not_know_where_chunks_end():
 
 @pytest.mark.parametrize("keys, says", [
     (dict(attn_backend="flash3"), "did you mean 'flash2'?"),
-    (dict(stream_window=0), "stream_window"),
-    (dict(stream_window=4, stream_sinks=4), "sinks=4 must be fewer than window=4"),
-    (dict(stream_lengths=[2048, 1024]), "rising"),
-    (dict(medium_quantize="int4"), "medium_quantize='int4'"),
-    (dict(heavy_offload="cloud"), "heavy_offload='cloud'"),
-    (dict(shapes=["llama-3-34b"]), "did you mean"),
+    ({"streams.window": 0}, "streams.window"),
+    ({"streams.window": 4, "streams.sinks": 4}, "sinks=4 must be fewer than window=4"),
+    ({"streams.lengths": [2048, 1024]}, "rising"),
+    ({"large.medium.quantize": "int4"}, "large.medium.quantize='int4'"),
+    ({"large.heavy.offload": "cloud"}, "large.heavy.offload='cloud'"),
+    ({"cost.shapes": ["llama-3-34b"]}, "did you mean"),
 ])
 def test_bad_input_names_what_is_wrong(keys, says):
     with pytest.raises(ValueError, match=".") as e: load_profile("smoke", keys)
@@ -74,12 +82,11 @@ def test_bad_input_names_what_is_wrong(keys, says):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_public_shapes_run_with_random_weights(monkeypatch, family):
-    from pispiral.model import quantize as large
     shape = dict(hub="nobody/tiny", source="this test", parameters=0, config=dict(model_type=family, **SHAPE))
     monkeypatch.setattr(large, "public_shapes", lambda: {"tiny": shape})
     model, label = large.random_model("tiny", 1)
     assert label == "random weights, 1 of 2 layers" and len(model.model.layers) == 1
-    fit(model, make_code(code_config(), model.config), window=16)
+    install_attention(model, make_code(code(), model.config), window=16)
     with torch.inference_mode(): assert prefill(model, np.arange(90), new_cache(model), 32).isfinite().all()
     with pytest.raises(ValueError, match="layers=3 is not between 1 and the 2 layers"): large.random_model("tiny", 3)
 
@@ -90,7 +97,8 @@ from pispiral.evidence.ram import begin_peak, memory_parts, peak_memory
 from pispiral.evidence.profiling import Shape
 from pispiral.evidence.streams import stream_ids
 from pispiral.model.load import load_model
-from pispiral.model.stream import new_cache, prefill
+from pispiral.model.cache import new_cache
+from pispiral.model.prefill import prefill
 from pispiral.tasks.assets import model_folder
 from transformers import AutoTokenizer
 lengths, window = json.loads(sys.argv[1])
@@ -113,7 +121,8 @@ for n in lengths:
 def test_memory_is_predicted_within_15_percent(window):
     "Peak of a process of its own, less that of the same interpreter before the model is loaded."
     words = [sys.executable, "-c", MEASURE, json.dumps([[1024, 4096], window])]
-    rows = [json.loads(l) for l in subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    rows = [json.loads(line) for line in said.splitlines()]
     for r in rows: assert abs((r["measured"] - r["baseline"])/r["predicted"] - 1) < .15, r
     if window is None:
         grown, foreseen = (rows[1][k] - rows[0][k] for k in ("measured", "predicted"))
@@ -122,12 +131,10 @@ def test_memory_is_predicted_within_15_percent(window):
 
 @pytest.mark.slow
 def test_a_stream_is_flat(tmp_path):
-    from pispiral.evidence.streams import stream, stream_ids
-    from pispiral.model.load import load_model
-    from pispiral.verdict.stats import flat_slope
     model, tok = load_model(window=256)
     marks = list(range(4096, 28673, 2048))
-    rows, _ = stream(model, stream_ids(tok, marks[-1] + 1)[0], marks, tmp_path/"system.csv", dict(mode="window"), losses=64)
+    ids, _ = stream_ids(tok, marks[-1] + 1)
+    rows, _ = stream(model, ids, marks, tmp_path/"system.csv", dict(mode="window"), losses=64)
     s = flat_slope([int(r["length"]) for r in rows], [float(r["vram_mb"]) for r in rows])
     assert s.lower <= 0 <= s.upper or abs(s.growth) < .01
     assert len({r["state_size"] for r in rows}) <= 5 and all(1 < float(r["loss"]) < 9 for r in rows)
@@ -136,8 +143,6 @@ def test_a_stream_is_flat(tmp_path):
 @pytest.mark.slow
 @torch.inference_mode()
 def test_smollm2_equals_transformers_sliding_window():
-    from pispiral.evidence.streams import stream_ids
-    from pispiral.model.load import load_model, model_config
     model, tok = load_model(window=1024, dtype="float32")
     peer = sliding(model, model_config("smollm2-135m-instruct")[1], 1024)
     ids, _ = stream_ids(tok, 3000)
@@ -148,9 +153,6 @@ def test_smollm2_equals_transformers_sliding_window():
 @pytest.mark.slow
 @torch.inference_mode()
 def test_needles_in_4_bits():
-    from pispiral.model.load import load_model
-    from pispiral.model.stream import answers
-    from pispiral.tasks.niah import niah_item
     right = {}
     for quantize in (None, "nf4"):
         model, tok = load_model(quantize=quantize)

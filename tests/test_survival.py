@@ -8,7 +8,6 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
-import psutil
 import pytest
 import torch
 from tqdm.auto import tqdm
@@ -46,7 +45,8 @@ def same(out, unbroken):
 def small_disk(folder, size="256k"):
     "A tmpfs; skips where mounting is not allowed."
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode: pytest.skip(f"no tmpfs here: {done.stderr.strip()}")
     try: yield folder
     finally: subprocess.run(["umount", "-l", folder], check=True)
@@ -67,7 +67,7 @@ def forked(model, out):
     "A process that asks the grid; a fork has its imports already."
     pid = os.fork()
     if pid: return pid
-    tqdm.set_lock(threading.RLock()) # the inherited one is shared: killed while it holds that, it would stop the parent for good
+    tqdm.set_lock(threading.RLock()) # the inherited one is shared: killed while it holds that, it would stop the parent
     try: asking.ask(model, out)
     finally: os._exit(0)
 
@@ -95,7 +95,8 @@ def test_kills_at_random_moments_lose_and_double_nothing(tiny, unbroken, tmp_pat
             out = tmp_path/str(finished)
     asking.ask(tiny, out)
     same(out, unbroken)
-    print(f"seed {seed}: {killed} kills, {in_the_midst} of them between the first and the last item; {finished} grids finished before theirs")
+    print(f"seed {seed}: {killed} kills, {in_the_midst} of them between the first and the last item; "
+          f"{finished} grids finished before theirs")
 
 
 @pytest.mark.slow
@@ -112,7 +113,8 @@ def test_100_kills_over_smoke_runs(runs, cli):
             with suppress(AssertionError): wait_for_items(log, len(before) + 1, process)
             time.sleep(rng.random()*.3)
         else: time.sleep(rng.random()*took)
-        victim = process if killed % 3 or not (found := kernels(process)) else found[0] # or, one time in three, its kernel
+        own = killed % 3 or not (found := kernels(process)) # or, one time in three, its kernel
+        victim = process if own else found[0]
         killed += process.poll() is None
         victim.kill()
         process.communicate()
@@ -124,12 +126,13 @@ def test_100_kills_over_smoke_runs(runs, cli):
         cli(*UNIT, "--run-id", f"killed{finished}")
         same(log.parent, runs/"whole"/"phase_03")
         finished += 1
-    print(f"a run of {took:.0f} s killed {killed} times, {in_the_midst} of them between two of its items; {finished} runs finished in spite of it")
+    print(f"a run of {took:.0f} s killed {killed} times, {in_the_midst} of them between two of its items; "
+          f"{finished} runs finished in spite of it")
 
 
 def test_a_full_disk_is_one_line_and_the_grid_goes_on_when_there_is_room(tiny, unbroken, tmp_path):
     with small_disk(tmp_path/"disk") as disk:
-        filler = fill(disk, leave=8192)
+        filler = fill(disk, leave=4096)
         with pytest.raises(OSError, match="No space left on device"): asking.ask(tiny, disk/"grid")
         some = read_log(disk/"grid"/"items.jsonl")
         assert 0 < len(some) < len(read_log(unbroken/"items.jsonl"))
@@ -230,23 +233,25 @@ with torch.inference_mode():
 
 def test_memory_that_the_system_refuses_is_noted_and_the_run_goes_on(tmp_path):
     wide = asking.save_tiny(tmp_path/"wide", width=512)
-    subprocess.run([BIN/"python", "-c", STARVE, wide, tmp_path], check=True, env={**os.environ, "PYTHONPATH": str(ROOT/"tests"),
-                   "MALLOC_ARENA_MAX": "1"})
+    env = {**os.environ, "PYTHONPATH": str(ROOT/"tests"), "MALLOC_ARENA_MAX": "1"}
+    subprocess.run([BIN/"python", "-c", STARVE, wide, tmp_path], check=True, env=env)
     (lost,) = read_log(tmp_path/"starved"/"skipped.jsonl")
     assert lost["length"] == 4096 and "out of memory in chunks of 4096 tokens and of 2048" in lost["why"]
     assert [r["length"] for r in read_log(tmp_path/"starved"/"items.jsonl")] == [256]
 
 
 def test_clocks_may_jump(tmp_path, monkeypatch):
-    from pispiral.lab import runner
+    from pispiral.lab.phase import Phase
+    from pispiral.lab.places import phase_done
+    from pispiral.lab.runner import up_to_date
     monkeypatch.setenv("PISPIRAL_RUNS", str(tmp_path))
     profile, folder, clock = load_profile("smoke", {}), tmp_path/"smoke", iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: next(clock)) # an hour back at every look
     write_json(folder/"run.json", dict(profile=profile.model_dump()))
     for n, more in (9, {}), (10, {}), (9, dict(found=1)): # the decision, and then something new
-        runner.Phase(n, profile, folder).finish(**more)
+        Phase(n, profile, folder).finish(**more)
         result = folder/f"phase_{n:02d}"/"result.json"
         os.utime(result, (next(clock),)*2)
-        assert runner.phase_done(folder, n) and json.loads(result.read_text())["seconds"] >= 0
-        if n == 10: assert not runner._outdated(folder)
-    assert runner._outdated(folder)
+        assert phase_done(folder, n) and json.loads(result.read_text())["seconds"] >= 0
+        if n == 10: assert up_to_date(folder, 10)
+    assert not up_to_date(folder, 10)

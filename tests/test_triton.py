@@ -22,10 +22,11 @@ def alone(code, **env):
 
 INTERPRETED = """
 import torch
-from pispiral.memory.attractor import codes, scan
+from pispiral.memory.attractor import scan
+from pispiral.memory.scan import unit_vectors
 g = torch.Generator().manual_seed(0)
 for B, L, d, H, own in ((1, 1, 3, 1, 0), (2, 31, 5, 2, 1), (1, 64, 66, 1, 0), (2, 65, 4, 1, 1)):
-    e = codes(torch.arange(L*(B if own else 1)).view(-1, L), "phi", H)
+    e = unit_vectors(torch.arange(L*(B if own else 1)).view(-1, L), "phi", H)
     given = torch.randn(B, L, d, generator=g), torch.tensor(-.05).double(), torch.randn(B, 2*H, d, generator=g)
     seen = []
     for backend in ("torch", "triton"):
@@ -42,8 +43,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from pispiral.memory import triton as room
-for kernel, flags in ((room._sums, {}), (room._filter, {}), (room._adjoint_sums, {}), (room._adjoint, dict(learned=1))):
-    fixed = dict(flags, T=room._TOKENS, W=room._CHANNELS, H=1)
+for kernel, flags in ((room.sums_kernel, {}), (room.filter_kernel, {}), (room.adjoint_sums_kernel, {}),
+                      (room.adjoint_kernel, dict(learned=1))):
+    fixed = dict(flags, T=room.TOKENS, W=room.CHANNELS, H=1)
     kind = {"h": "*bf16", "dh": "*bf16"} | dict.fromkeys(("L", "K", "d", "e_batch"), "i32") | dict.fromkeys(
         fixed, "constexpr")
     signature = {name: kind.get(name, "*fp32") for name in kernel.arg_names}
@@ -55,9 +57,10 @@ ABSENT = """
 import sys
 sys.modules["triton"] = None
 import torch
-from pispiral.memory.attractor import codes, scan
+from pispiral.memory.attractor import scan
+from pispiral.memory.scan import unit_vectors
 assert "pispiral.memory.triton" not in sys.modules
-try: scan(torch.ones(1, 2, 3), codes(torch.arange(2))[None], -1., backend="triton")
+try: scan(torch.ones(1, 2, 3), unit_vectors(torch.arange(2))[None], -1., backend="triton")
 except ValueError as said: print(said)
 """
 

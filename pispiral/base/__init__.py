@@ -1,0 +1,1 @@
+"""What every wing stands on: error messages, files, the session's deadline, timings, registries and plugins."""

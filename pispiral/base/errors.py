@@ -9,12 +9,12 @@ __all__ = ['one_of']
 from difflib import get_close_matches
 
 # %% ../../nbs/0_base/00_errors.ipynb #bd2dbfcf
-def one_of(value, # what the user gave
-           allowed, # the names that are allowed
-           what:str, # what `value` should be, with its article: "a position code"
-           name:str=None # the parameter's name, shown before the value
-          ): # `value`, unchanged
-    "`value` if it is among `allowed`; else a `ValueError` of one line with the nearest allowed name."
+def one_of(value,               # what the user gave
+           allowed,             # the names that are allowed
+           what: str,           # what `value` should be, with its article: "a position code"
+           name: str|None=None  # the parameter's name, shown before the value
+           ):                   # `value`, unchanged
+    "Return `value` if it is among `allowed`; else raise a ValueError of one line with the nearest allowed name."
     allowed = list(allowed)
     if value in allowed: return value
     near = get_close_matches(str(value), [str(o) for o in allowed], n=1)

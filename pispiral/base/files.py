@@ -10,30 +10,31 @@ import os, tempfile
 from pathlib import Path
 
 # %% ../../nbs/0_base/01_files.ipynb #27c6338c
-def replace_file(path, # where to
-                 write # called with the path to write to
-                ):
-    "Write a file, whole or not at all; what was there stays if `write` fails."
+def replace_file(path,  # of the file
+                 write  # called with the path of a temporary file, which it fills
+                 ):
+    "Write a file, whole or not at all; the old file stays if `write` fails."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        write(beside)
+        write(temporary)
         os.fsync(handle)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
     finally: os.close(handle)
 
+# %% ../../nbs/0_base/01_files.ipynb #494a7f60
 def write_text(path, text:str):
     "Write a text file, UTF-8, whole or not at all."
     replace_file(path, lambda at: Path(at).write_text(text, encoding="utf-8"))
 
 # %% ../../nbs/0_base/01_files.ipynb #f24a76f9
-def cache_dir(): # the directory, made if need be
-    "Where assets and compiled kernels are kept: `$PISPIRAL_CACHE`, else `~/.cache/pispiral`."
+def cache_dir():  # a Path
+    "Return the folder of assets and compiled kernels, made if need be: `$PISPIRAL_CACHE`, or else `~/.cache/pispiral`."
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()/"pispiral"
     path = Path(os.environ.get("PISPIRAL_CACHE") or default)
     path.mkdir(parents=True, exist_ok=True)

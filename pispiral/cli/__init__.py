@@ -1,0 +1,1 @@
+"""The `pispiral` command: one file a group of commands."""

@@ -1,0 +1,1 @@
+"""What is measured and kept: asking, records, duplicates, memory and time, streams, diagnostics."""

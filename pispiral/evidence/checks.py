@@ -9,16 +9,19 @@ __all__ = ['Check', 'seed_everything', 'same_twice']
 import os, random
 from typing import NamedTuple
 
+import numpy as np
+import torch
+
 # %% ../../nbs/6_evidence/04_checks.ipynb #386a2e52
 class Check(NamedTuple):
     "What a phase found out about one claim."
-    ok: bool|None # None: cannot be said
+    ok: bool|None # None: undecided
     detail: str   # one sentence
     values: dict  # the numbers behind it
 
+# %% ../../nbs/6_evidence/04_checks.ipynb #1321f6a1
 def seed_everything(seed:int):
     "Seed Python, numpy and torch, and ask torch for deterministic kernels."
-    import numpy as np, torch
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
     np.random.seed(seed)
@@ -26,10 +29,10 @@ def seed_everything(seed:int):
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
+# %% ../../nbs/6_evidence/04_checks.ipynb #fdede28a
 def same_twice(make:callable, # () -> tensor, may draw random numbers
                seed:int):     # Check
     "Run `make` twice from the same seed and compare the results bit for bit."
-    import torch
     results = []
     for _ in range(2):
         seed_everything(seed)

@@ -9,8 +9,8 @@ __all__ = ['PREFIXES', 'MOVED', 'STAYED', 'new_place', 'value_at', 'put_at', 'ol
 from copy import deepcopy
 
 # %% ../../nbs/6_evidence/05_history.ipynb #b75099ca
-PREFIXES = {"ablation": "ablations", "nano": "nano", "drift": "drift", "map": "maps", "key": "repeats", "stream": "streams",
-            "span": "spans", "medium_ruler": "large.medium.ruler", "medium": "large.medium",
+PREFIXES = {"ablation": "ablations", "nano": "nano", "drift": "drift", "map": "maps", "key": "repeats",
+            "stream": "streams", "span": "spans", "medium_ruler": "large.medium.ruler", "medium": "large.medium",
             "heavy_infinite": "large.heavy.infinitebench", "heavy": "large.heavy", "cost": "cost", "ruler": "ruler",
             "infinite": "infinitebench", "document": "documents", "guard": "guard"} # of an old key -> its section
 
@@ -19,7 +19,8 @@ MOVED = {"modes": "needles.methods", "core_modes": "needles.core", "sanity_modes
          "sanity_depths": "sanity.depths", "qa_items": "sanity.questions", "qa_length": "sanity.question_length",
          **{k: f"needles.{k}" for k in ("haystack", "value", "short_lengths", "long_lengths", "depths", "core_depths",
                                         "seeds", "minutes", "more_minutes", "looks")},
-         **{k: f"code.{k}" for k in ("hybrid_K", "target_length", "irrational", "spiral", "blend", "tau", "logit_scale")},
+         **{k: f"code.{k}"
+            for k in ("hybrid_K", "target_length", "irrational", "spiral", "blend", "tau", "logit_scale")},
          "alpha_policy": "memory.alpha_policy", "inject_layers": "memory.inject_layers",
          "attractor": "methods.attractor.memory", "attractor_window": "methods.window.window",
          "collision_offsets": "diagnostics.collision_offsets", "spectrum_positions": "diagnostics.spectrum_positions",
@@ -33,8 +34,8 @@ MOVED = {"modes": "needles.methods", "core_modes": "needles.core", "sanity_modes
          "plan_lengths": "cost.plan_lengths", "benchmark_minutes": "large.medium.benchmark_minutes"}
 
 # %% ../../nbs/6_evidence/05_history.ipynb #ccede25a
-STAYED = ("name", "machine", "model", "native_length", "dtype", "device", "seed", "window", "sinks", "attn_backend", "chunk",
-          "memory_cap_gib", "max_hours") # keys that a profile has now as then
+STAYED = ("name", "machine", "model", "native_length", "dtype", "device", "seed", "window", "sinks", "attn_backend",
+          "chunk", "memory_cap_gib", "max_hours") # keys that a profile has now as then
 
 def new_place(key # of a profile
              ):   # dotted path of today's profile, or None
@@ -58,6 +59,7 @@ def value_at(profile:dict, # nested
         at = at[name]
     return at
 
+# %% ../../nbs/6_evidence/05_history.ipynb #da0a55a1
 def put_at(profile:dict, path:str, value):
     "Set the value at a dotted path, making the sections that lead to it."
     *sections, name = path.split(".")
@@ -77,6 +79,7 @@ def old_method(mode, # a name in an old list of modes
     if mode == "pi_spiral_single": return dict(code=dict(name="pi_spiral", spiral="single"))
     return dict(code=mode)
 
+# %% ../../nbs/6_evidence/05_history.ipynb #b8cce903
 def old_modes(flat): # list of names, each once
     "Return every mode that an old profile names."
     lists = [v for k, v in flat.items() if k.split("_")[-1] == "modes" and isinstance(v, list)]

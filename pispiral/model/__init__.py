@@ -1,0 +1,1 @@
+"""The language model: loading, quantization, attention, caches, prefill and decoding."""

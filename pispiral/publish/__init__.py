@@ -1,0 +1,1 @@
+"""What people look at: figures, tables, the paper, the report, the kit."""

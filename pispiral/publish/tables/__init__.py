@@ -1,0 +1,1 @@
+"""The tables, each made from a run's records."""
