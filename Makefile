@@ -7,14 +7,16 @@ export PYTHONHASHSEED := 0
 # a machine may forbid bytecode; every kernel would then compile all its imports again
 export PYTHONDONTWRITEBYTECODE :=
 export TOKENIZERS_PARALLELISM := false
+# whatever the locale: nbdev and jupyter read notebooks
+export PYTHONUTF8 := 1
 
 .PHONY: demo test lint bench lab readme clean
 .DELETE_ON_ERROR:
 
 # Pinned to requirements.lock, sums and all, on the Python it was made for; elsewhere the ranges of pyproject.toml decide.
 $(VENV)/.installed: pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"pispiral needs Python 3.10 to 3.12, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"pispiral needs Python 3.10 to 3.12, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...")'
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check torch==2.13.0
 	install="$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check"; \
 	  if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'; \
@@ -38,7 +40,7 @@ lint: $(VENV)/.installed
 test: lint
 	pispiral assets
 	rm -rf .cache/test-runs
-	PISPIRAL_RUNS=$(CURDIR)/.cache/test-runs OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --pause 0 --skip_folder_re '^(phases|[_.])'
+	PISPIRAL_RUNS="$(CURDIR)/.cache/test-runs" OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --pause 0 --skip_folder_re '^(phases|[_.])'
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # lm-evaluation-harness, a peer of the bench, in an environment of its own that borrows torch and transformers from .venv.

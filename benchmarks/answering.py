@@ -36,12 +36,11 @@ FLIPS = 1e-4      # share of last bits flipped, in the first layer's attention o
 # ---- the two engines
 
 def our_engine(folder, dtype):
-    "This package, as `evaluate` asks: over one cache, with the expected answer as a draft that greedy decoding checks."
+    "This package, as `evaluate` asks: over one cache, guessing ahead from the prompt."
     model, tok = load_model(folder, pos="rope", dtype=dtype)
     def answer(asked, batch):
         with torch.inference_mode():
-            tokens = dict(answers(model, [a["ids"] for a in asked], [a["max_new"] for a in asked], {tok.eos_token_id},
-                                  [a["draft"] for a in asked]))
+            tokens = dict(answers(model, [a["ids"] for a in asked], [a["max_new"] for a in asked], {tok.eos_token_id}))
         return [tok.decode(tokens[i], skip_special_tokens=True) for i in range(len(asked))]
     return answer
 
@@ -92,10 +91,10 @@ class Engine:
     def __init__(self, engine, python=sys.executable, dtype="bfloat16"):
         start, path = time.perf_counter(), repository()/".cache"/f"bench_{engine}.log"
         path.parent.mkdir(exist_ok=True)
-        self.log = open(path, "w")
+        self.log = open(path, "w", encoding="utf-8")
         command = [str(python), __file__, engine, str(model_folder()), dtype]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-                                        text=True, env={**os.environ, "TQDM_DISABLE": "1"})
+                                        text=True, encoding="utf-8", env={**os.environ, "TQDM_DISABLE": "1"})
         self.read()
         self.load = time.perf_counter() - start
 
@@ -106,7 +105,7 @@ class Engine:
         return json.loads(line)
 
     def ask(self,
-            asked,   # [dict(ids, max_new, draft)]
+            asked,   # [dict(ids, max_new)]
             batch=1,
             **how):  # (answers, seconds)
         "Put questions, all at once."
@@ -143,10 +142,9 @@ def load_engines(repeats):
 
 # ---- questions and rows
 
-def questions(tok, items):
-    "Return items as an engine takes them: [dict(ids, max_new, draft)]."
-    def draft(item): return tok(" " + item.expected[0], add_special_tokens=False).input_ids
-    return [dict(ids=item.ids.tolist(), max_new=item.max_new, draft=draft(item)) for item in items]
+def questions(items):
+    "Return items as an engine takes them: [dict(ids, max_new)]."
+    return [dict(ids=item.ids.tolist(), max_new=item.max_new) for item in items]
 
 
 def shared_work(tok, items):
@@ -198,7 +196,7 @@ def answering_cases(repeats,          # at most two are made: a round is long
             batch = None
             for task, maker in TASKS.items():
                 some = [make_item(tok, maker, length, seed=seed) for seed in range(items)]
-                asked = questions(tok, some)
+                asked = questions(some)
                 if batch is None: batch = faster_batch(theirs, asked)
                 else: theirs.ask(asked[:1], batch)
                 ours.ask(asked[:1])

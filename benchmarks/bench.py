@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from pispiral.base.errors import one_of
 from pispiral.base.files import write_text
+from pispiral.base.text import plain_output
 from pispiral.evidence.records import write_json
 from pispiral.lab.places import runs_dir
 from pispiral.model.load import best_dtype
@@ -48,6 +49,7 @@ def bench(folder,     # where bench.json and bench.md go
 
 def main():
     "Read the command line and run the bench."
+    plain_output()
     parser = argparse.ArgumentParser(description="Time the package against what a user would take instead.")
     parser.add_argument("--case", action="append", default=[], help="a group of cases; may be repeated; default: all")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements a case; 1 is a quick look")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from pispiral.base.text import first_line
 from pispiral.model.cache import new_cache
 from pispiral.model.load import load_model, resolve
 from pispiral.model.prefill import prefill
@@ -95,7 +96,7 @@ def first_readings(ways, ids):
         begin = time.perf_counter()
         try: logits[name] = [ways[name](ids) for _ in range(2)][1]  # the second may compile anew
         except Exception as e: # whatever a compiler says
-            print(f"{name} failed at {len(ids)} tokens: {type(e).__name__}: {str(e).strip().splitlines()[0][:200]}")
+            print(f"{name} failed at {len(ids)} tokens: {type(e).__name__}: {first_line(str(e))[:200]}")
             del ways[name]
         else: print(f"{name}, {len(ids)} tokens, first: {time.perf_counter() - begin:.0f} s", flush=True)
     return logits

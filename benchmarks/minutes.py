@@ -11,7 +11,7 @@ from pispiral.lab.places import repository
 
 def phase_minutes(folder):
     "Return {phase: minutes} of a run's phases."
-    return {int(path.parent.name[6:]): json.loads(path.read_text())["seconds"]/60
+    return {int(path.parent.name[6:]): json.loads(path.read_text(encoding="utf-8"))["seconds"]/60
             for path in sorted(folder.glob("phase_*/result.json"))}
 
 

@@ -11,7 +11,14 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 
+# what a developer's shell, a hook or a service may set and no test may depend on
+BORROWED = ("COLUMNS", "LINES", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "GIT_DIR", "GIT_WORK_TREE",
+            "GIT_INDEX_FILE", "HF_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "PISPIRAL_RUNS", "PISPIRAL_PLUGINS",
+            "PISPIRAL_DEADLINE", "PISPIRAL_ROOT", "PISPIRAL_PROGRESS")
+
+
 def pytest_configure():
+    for name in BORROWED: os.environ.pop(name, None)
     os.environ["OMP_NUM_THREADS"] = "1"
 
 

@@ -33,12 +33,12 @@ def readme():
     config.MarkdownExporter.preprocessors = ["nbconvert.preprocessors.TagRemovePreprocessor"]
     text, resources = MarkdownExporter(config=config).from_filename(str(ROOT/"nbs"/"index.ipynb"))
     if resources.get("outputs"): sys.exit("nbs/index.ipynb displays an image: README can only link to one")
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.strip().splitlines())) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.strip().split("\n"))) + "\n"
 
 
 def main():
-    if "--write-readme" in sys.argv: return (ROOT/"README.md").write_text(readme())
-    same = (ROOT/"README.md").read_text() == readme()
+    if "--write-readme" in sys.argv: return (ROOT/"README.md").write_text(readme(), encoding="utf-8")
+    same = (ROOT/"README.md").read_text(encoding="utf-8") == readme()
     wrong = [] if same else ["README.md differs from nbs/index.ipynb: run `make readme`"]
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)/"copy"

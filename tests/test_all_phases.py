@@ -15,14 +15,14 @@ def test_whole_plan_in_the_smoke_profile(runs, cli):
         book = nbformat.read(folder/"executed.ipynb", 4)
         assert all(c.execution_count for c in book.cells if c.cell_type == "code")
         assert (folder/"executed.ipynb").stat().st_size < 1_000_000
-        assert json.loads((folder/"result.json").read_text())["status"] == "done"
-    text = "".join(p.read_text(errors="replace") for p in (runs/"smoke").rglob("*") if p.is_file())
+        assert json.loads((folder/"result.json").read_text(encoding="utf-8"))["status"] == "done"
+    text = "".join(p.read_text(encoding="utf-8", errors="replace") for p in (runs/"smoke").rglob("*") if p.is_file())
     assert str(ROOT) not in text and str(runs) not in text and os.path.expanduser("~/") not in text
-    result = json.loads((runs/"smoke"/"phase_02"/"result.json").read_text())
+    result = json.loads((runs/"smoke"/"phase_02"/"result.json").read_text(encoding="utf-8"))
     assert result["checks"]["hybrid_equals_rope"]["ok"] is True
-    heavy = json.loads((runs/"smoke"/"phase_05"/"result.json").read_text())
+    heavy = json.loads((runs/"smoke"/"phase_05"/"result.json").read_text(encoding="utf-8"))
     assert {g["id"] for g in heavy["gates"] if g["verdict"] != "not run"} == {"5.bounded_memory", "5.stable_retrieval"}
-    setup = json.loads((runs/"smoke"/"phase_00"/"result.json").read_text())
+    setup = json.loads((runs/"smoke"/"phase_00"/"result.json").read_text(encoding="utf-8"))
     assert setup["checks"]["numeric_canary"]["ok"] is True
     out, _ = cli("run", "--profile", "smoke")
     assert out.count("done already") == 11

@@ -64,7 +64,7 @@ def test_the_table_has_each_row_and_what_was_not_measured():
 
 def test_the_command_names_an_unknown_case():
     command = [sys.executable, ROOT/"benchmarks"/"bench.py", "--case", "atractor"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and "did you mean 'attractor'" in done.stderr
     with pytest.raises(ValueError, match="repeats=0"): bench.bench(ROOT/".cache"/"bench", ["rotation"], 0)
 
@@ -86,7 +86,7 @@ def test_rulers_search_finds_the_most_words_that_fit():
 def test_an_engine_answers_in_a_process_of_its_own():
     tok = AutoTokenizer.from_pretrained(model_folder())
     needle = [make_item(tok, "niah_single_1", 400)]
-    with answering.Engine("pispiral") as engine: said, _ = engine.ask(answering.questions(tok, needle))
+    with answering.Engine("pispiral") as engine: said, _ = engine.ask(answering.questions(needle))
     assert score(needle[0], said[0])["score"] == 1
     assert answering.agreement(needle, said, ["it is 12"]) == dict(items=1, same_answers=0, same_scores=0, right=1)
     about = dict(length=400, batch=1, **answering.agreement(needle, said, said))

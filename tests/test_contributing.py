@@ -14,7 +14,7 @@ import pispiral
 
 def examples(page):
     "The Python blocks of a page."
-    return re.findall(r"^```python\n(.*?)^```", (ROOT/page).read_text(), re.M | re.S)
+    return re.findall(r"^```python\n(.*?)^```", (ROOT/page).read_text(encoding="utf-8"), re.M | re.S)
 
 
 def example(page, word):
@@ -27,7 +27,7 @@ def with_plugin(tmp_path, text, program):
     "What a program prints, as JSON, in a process that uses the text as a plugin."
     plugin = tmp_path/"my_plugin.py"
     plugin.write_text(text)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT,
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8", cwd=ROOT,
                           env={**os.environ, "PISPIRAL_PLUGINS": str(plugin)})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -86,7 +86,7 @@ print(json.dumps([gate.statement, gate.verdict, gate.reason]))
 def test_a_gate_in_one_file(tmp_path):
     statement, verdict, reason = with_plugin(tmp_path, example("CONTRIBUTING.md", "register_gate"), GATE)
     assert statement == "hybrid finds more needles than YaRN does."
-    assert verdict == "inconclusive" and "paired items" in reason
+    assert verdict == "inconclusive" and "draws, " in reason
 
 
 FIGURE = """
@@ -111,13 +111,13 @@ def test_examples_are_short():
 
 
 def test_readme_fits_on_a_page():
-    assert len((ROOT/"README.md").read_text().splitlines()) <= 120
+    assert len((ROOT/"README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"])
 def test_links_lead_somewhere(page):
     path = ROOT/page
-    links = [to for to in re.findall(r"\]\(([^)\s#]+)", path.read_text()) if not to.startswith("http")]
+    links = [to for to in re.findall(r"\]\(([^)\s#]+)", path.read_text(encoding="utf-8")) if not to.startswith("http")]
     assert [to for to in links if not (path.parent/to).exists()] == []
 
 
@@ -129,7 +129,7 @@ def test_every_command_that_the_pages_show_exists(cli):
 
 
 def test_the_citation_is_valid():
-    cff = yaml.safe_load((ROOT/"CITATION.cff").read_text())
+    cff = yaml.safe_load((ROOT/"CITATION.cff").read_text(encoding="utf-8"))
     assert cff["cff-version"] == "1.2.0" and cff["type"] == "software"
     assert cff["message"] and cff["title"] and cff["authors"] == [{"name": "The pispiral authors"}]
     assert cff["version"] == pispiral.__version__ and cff["license"] == "Apache-2.0"

@@ -8,7 +8,7 @@ def test_a_session_without_time_begins_no_phase(runs, cli):
     out, err = cli("run", "--profile", "smoke", "--phases", "9", "--set", "max_hours=0.000000001", expect=3)
     assert err.strip().endswith("the session's time was over before phase 9 (packaging) was begun; "
                                 "the same command goes on from here")
-    assert "max_hours" not in json.loads((runs/"smoke"/"run.json").read_text())["profile"]
+    assert "max_hours" not in json.loads((runs/"smoke"/"run.json").read_text(encoding="utf-8"))["profile"]
     assert not (runs/"smoke"/"phase_09").exists()
 
 

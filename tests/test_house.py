@@ -33,7 +33,7 @@ def notebooks():
 @cache
 def cells(path):
     "[(kind, source)] of a notebook."
-    return [(c["cell_type"], "".join(c["source"])) for c in json.loads(path.read_text())["cells"]]
+    return [(c["cell_type"], "".join(c["source"])) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
 
 
 def imported(name):
@@ -42,7 +42,7 @@ def imported(name):
     `import pispiral` alone, for its version or its folder, imports no room and does not count."""
     path = modules()[name]
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((a.name, None) for a in node.names if a.name.startswith("pispiral."))
         if isinstance(node, ast.ImportFrom):
@@ -99,7 +99,7 @@ def test_no_private_name_crosses_a_file():
 
 def test_no_line_is_longer_than_120():
     none(f"{p.relative_to(ROOT)}:{i}" for p in modules().values()
-         for i, line in enumerate(p.read_text().splitlines(), 1)
+         for i, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1)
          if len(line) > 120 and not line.startswith("__all__"))  # nbdev writes that one, up to 130
 
 
@@ -144,7 +144,7 @@ def test_numbers_of_rooms_are_unique_in_a_wing():
 def test_no_stored_output_names_a_machine():
     "A warning, or a folder of whoever executed a notebook, is nothing that a reader needs."
     def outputs(path):
-        return [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", ())]
+        return [o for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", ())]
     books = sorted(NOTEBOOKS.rglob("*.ipynb"))
     none(p.name for p in books for o in outputs(p) if o.get("name") == "stderr")
     none(p.name for p in books for o in outputs(p) if str(ROOT) in json.dumps(o) or "site-packages" in json.dumps(o))

@@ -3,6 +3,7 @@
 Kaggle's client is a stand-in that writes down how it was called and serves a folder; its driving is tested."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from conftest import ROOT
 from pispiral.evidence.records import read_log
-from pispiral.lab.kaggle import build, pull, push
+from pispiral.lab.kaggle import build, dataset_state, pull, push
 from test_run import told
 
 BOOK = "phase_03_core.ipynb"
@@ -117,15 +118,15 @@ def test_two_sessions_equal_one(tmp_path, runs, image, overrides):
 def test_a_folder_to_push(tmp_path, runs):
     change = {"needles.haystack": "prose", "max_hours": 2}
     folder = build("smoke", 3, "someone", tmp_path/"out", change, "a.b", session=2)
-    about = json.loads((folder/"kernel-metadata.json").read_text())
-    data = json.loads((folder/"dataset"/"dataset-metadata.json").read_text())
+    about = json.loads((folder/"kernel-metadata.json").read_text(encoding="utf-8"))
+    data = json.loads((folder/"dataset"/"dataset-metadata.json").read_text(encoding="utf-8"))
     assert about["id"] == "someone/pispiral-a-b-phase-03-2"
     assert about["kernel_sources"] == ["someone/pispiral-a-b-phase-03"]
     assert about["dataset_sources"] == [data["id"]] and about["machine_shape"] == "NvidiaTeslaT4"
     assert about["enable_internet"] is False and about["enable_gpu"] is True and about["code_file"] == BOOK
     book = nbformat.read(folder/BOOK, 4)
     nbformat.validate(book)
-    text = (folder/BOOK).read_text()
+    text = (folder/BOOK).read_text(encoding="utf-8")
     assert str(ROOT) not in text and str(tmp_path) not in text
     scope = {}
     for cell in book.cells:
@@ -170,9 +171,13 @@ def client(tmp_path, monkeypatch):
 import json, os, pathlib, shutil, sys
 at = pathlib.Path({str(tmp_path)!r})
 with open(at/"words.jsonl", "a") as f: f.write(json.dumps(sys.argv[1:]) + "\\n")
+told = at/"-".join(sys.argv[1:3])
+if told.exists(): sys.exit(print(told.read_text(encoding="utf-8")) and 0)
 match sys.argv[1:3]:
     case "datasets", "status": print("ready") if (at/"uploaded").exists() else sys.exit("403 - Forbidden")
-    case "datasets", "create": (at/"uploaded").touch()
+    case "datasets", "create":
+        (at/"uploaded").touch()
+        print("Your private Dataset is being created. Please check progress at https://www.kaggle.com/someone/pispiral-1")
     case "kernels", "push" if (at/"refuse").exists(): print("Kernel push error: token", os.environ["KAGGLE_KEY"])
     case "kernels", "push": print("Kernel version 1 successfully pushed.")
     case "kernels", "output": shutil.copytree(at/"served", sys.argv[sys.argv.index("-p") + 1], dirs_exist_ok=True)
@@ -195,12 +200,58 @@ def test_push_uploads_once_and_starts(client):
     folder = built(client/"out")
     assert "successfully pushed" in push(folder)
     push(folder)
-    words = [json.loads(line)[:2] for line in (client/"words.jsonl").read_text().splitlines()]
+    words = [json.loads(line)[:2] for line in (client/"words.jsonl").read_text(encoding="utf-8").splitlines()]
     assert words.count(["datasets", "create"]) == 1 and words.count(["kernels", "push"]) == 2
     (client/"refuse").touch() # the client says so and exits with 0
     with pytest.raises(RuntimeError) as e: push(folder)
     assert "Kernel push error" in str(e.value) and os.environ["KAGGLE_KEY"] not in str(e.value)
-    assert os.environ["KAGGLE_KEY"] not in (client/"words.jsonl").read_text()
+    assert os.environ["KAGGLE_KEY"] not in (client/"words.jsonl").read_text(encoding="utf-8")
+
+
+PUSHED = "Kernel version 2 successfully pushed.  Please check progress at https://www.kaggle.com/code/a/b"
+BAD_SOURCE = "The following are not valid {} sources and could not be added to the kernel: ['someone/gone']"
+
+
+@pytest.mark.parametrize("asked, says, reason", [
+    *(("kernels-push", f"{BAD_SOURCE.format(kind)}\n{PUSHED}", f"not valid {kind} sources.*someone/gone")
+      for kind in ("kernel", "dataset", "competition", "model")),
+    ("kernels-push", "401 - Unauthorized", "401 - Unauthorized"),
+    ("kernels-push", "403 Client Error: Forbidden for url: https://www.kaggle.com/api", "403 Client Error"),
+    ("kernels-push", "", "printed nothing"), ("kernels-push", "Warning: use a newer version", "a newer version"),
+    ("datasets-create", "Dataset creation error: The requested title is already in use", "already in use"),
+    ("datasets-create", "", "printed nothing"), ("datasets-create", "500 - Internal Server Error", "500 - Internal"),
+    ("datasets-status", "error", "pispiral-1 cannot be used: Kaggle says 'error'"),
+    ("datasets-status", "", "printed nothing"),
+    ("datasets-status", "401 - Unauthorized", "401 - Unauthorized")])
+def test_what_kaggle_refuses_is_an_error(client, cli, asked, says, reason):
+    "The client ends with 0 in all of these."
+    folder = built(client/"out")
+    (client/asked).write_text(says, encoding="utf-8")
+    out, err = cli.here("kaggle", "push", folder, expect=1)
+    assert out == "" and err.count("\n") == 1 and re.search(reason, err), err
+
+
+@pytest.mark.parametrize("says, reason", [("403 - Forbidden", "403 - Forbidden"), ("", "has written no run yet"),
+                                          ("404 - Not Found", "404 - Not Found")])
+def test_nothing_that_can_be_pulled_is_an_error(client, runs, cli, says, reason):
+    folder = built(client/"out")
+    (client/"kernels-output").write_text(says, encoding="utf-8")
+    _, err = cli.here("kaggle", "pull", folder, expect=1)
+    assert reason in err and err.count("\n") == 1 and not runs.exists()
+
+
+def test_a_damaged_run_is_not_pulled(client, runs, cli):
+    folder, there = built(client/"out"), client/"served"/"runs"/"reference"
+    there.mkdir(parents=True)
+    (there/"run.json").write_text('{"profile": {"na', encoding="utf-8")
+    _, err = cli.here("kaggle", "pull", folder, expect=2)
+    assert "reference/run.json that was fetched is damaged" in err and not (runs/"reference").exists()
+
+
+def test_a_data_set_that_is_not_ready_is_waited_for(client):
+    for says, ready in (("ready", True), ("pending", False), ("not ready", False), ("READY", True)):
+        (client/"datasets-status").write_text(says, encoding="utf-8")
+        assert dataset_state("someone/pispiral-1") is ready
 
 
 def test_pull_doubles_nothing(client, runs):
@@ -209,13 +260,13 @@ def test_pull_doubles_nothing(client, runs):
     with open(client/"served"/"runs"/"reference"/"phase_03"/"items.jsonl", "a") as f: f.write('{"key": "torn')
     shutil.copytree(ROOT/"runs"/"reference", runs/"reference")
     here = runs/"reference"/"phase_03"
-    lines = (here/"items.jsonl").read_text().splitlines(keepends=True)
+    lines = (here/"items.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (here/"items.jsonl").write_text("".join(lines[:3])) # a session here that was cut short
     (here/"result.json").unlink()
     added = pull(folder)["reference"]
     assert added == {f"phase_{n:02d}": (len(lines) - 3)*(n == 3) for n in range(11)}
     assert told(read_log(here/"items.jsonl")) == told(map(json.loads, lines))
-    assert json.loads((here/"result.json").read_text())["status"] == "done"
+    assert json.loads((here/"result.json").read_text(encoding="utf-8"))["status"] == "done"
     before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
     assert not any(pull(folder)["reference"].values())
     assert {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()} == before
@@ -225,7 +276,7 @@ def test_pull_refuses_another_configuration(client, runs):
     folder, there = built(client/"out"), client/"served"/"runs"/"reference"
     shutil.copytree(ROOT/"runs"/"reference", runs/"reference")
     there.mkdir(parents=True)
-    about = json.loads((runs/"reference"/"run.json").read_text())
+    about = json.loads((runs/"reference"/"run.json").read_text(encoding="utf-8"))
     (there/"run.json").write_text(json.dumps({**about, "profile": {**about["profile"], "hybrid_K": 1024}}))
     before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match="another configuration .code.hybrid_K: 2048 there, 1024 here"): pull(folder)

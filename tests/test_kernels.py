@@ -37,7 +37,7 @@ def sanitized(kernel, tmp_path):
     env = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PISPIRAL_CACHE": str(tmp_path)}
     def run(before=""):
         return subprocess.run([sys.executable, "-c", SANITIZED.format(before=before)], env=env, capture_output=True,
-                              text=True, timeout=900)
+                              text=True, encoding="utf-8", timeout=900)
     return run
 
 

@@ -78,7 +78,7 @@ def test_a_candidate_of_ones_own(runs, cli, plugins):
     out, _ = cli("run", *plugins, "--profile", "smoke", "--phases", "3", "--pos", "still_rope", *sets,
                  "--set", "code.still=.5", "--run-id", "mine")
     assert "3.was_asked" in out and "still_rope was asked for 2" in out
-    run = json.loads((runs/"mine"/"run.json").read_text())
+    run = json.loads((runs/"mine"/"run.json").read_text(encoding="utf-8"))
     assert set(run["plugins"]) == {f"my_{name}.py" for name in FILES} and run["profile"]["candidate"] == "still_rope"
     items = read_log(runs/"mine"/"phase_03"/"items.jsonl")
     own = [r for r in items if r["mode"] == "still_rope"]
@@ -87,11 +87,11 @@ def test_a_candidate_of_ones_own(runs, cli, plugins):
     out, _ = cli("figures", "mine", *plugins)
     assert "seconds_an_item" in out and (runs.parent/"figures"/"mine").is_dir() or (runs/"figures"/"mine").is_dir()
     cli("tables", "mine", *plugins)
-    tables = {p.name: p.read_text() for p in (runs/"mine"/"published"/"tables").iterdir()}
+    tables = {p.name: p.read_text(encoding="utf-8") for p in (runs/"mine"/"published"/"tables").iterdir()}
     assert "still_rope" in tables["niah.md"]
     assert "password" in tables["tasks.md"] and "3.was_asked" in tables["gates.md"]
     cli("report", "mine", *plugins)
-    page = (runs/"mine"/"published"/"report.html").read_text()
+    page = (runs/"mine"/"published"/"report.html").read_text(encoding="utf-8")
     assert "Seconds that a cell took" in page and "still_rope is asked for passwords" in page
     _, err = cli("status", "mine", "--plugin", "nowhere.py", expect=2)
     assert "plugin='nowhere.py' is not a file" in err
@@ -109,9 +109,9 @@ def test_the_records_are_read_without_the_plugin(runs, cli, plugins):
 @pytest.mark.slow
 def test_the_whole_plan_with_ones_own_candidate(runs, cli, plugins):
     cli("run", *plugins, "--profile", "smoke", "--pos", "still_rope", "--run-id", "mine")
-    gates = json.loads((runs/"mine"/"phase_10"/"result.json").read_text())["gates"]
+    gates = json.loads((runs/"mine"/"phase_10"/"result.json").read_text(encoding="utf-8"))["gates"]
     assert {g["candidate"] for g in gates} == {"still_rope"}
-    values = json.loads((runs/"mine"/"published"/"values.json").read_text())
+    values = json.loads((runs/"mine"/"published"/"values.json").read_text(encoding="utf-8"))
     assert "still_rope" in json.dumps(values)
     assert (runs/"mine"/"published"/"paper.pdf").read_bytes()[:4] == b"%PDF"
     assert ROOT not in runs.parents

@@ -14,6 +14,7 @@ from pypdf import PdfReader
 from scipy.stats import binomtest
 from typer.testing import CliRunner
 
+from pispiral.evidence.contrasts import planned_contrasts
 from pispiral.evidence.records import SCHEMA, read_log, write_json, write_log
 from pispiral.base.files import write_text
 from pispiral.cli.publish import app
@@ -23,7 +24,8 @@ from pispiral.publish.report import save_report
 from pispiral.publish.figures.run import drawn_figures
 from pispiral.publish.results import main_rows, open_results, variants
 from pispiral.publish.tables.run import run_tables
-from pispiral.verdict.stats import flat_slope, mean_ci, paired_gain, wilson
+from pispiral.verdict.betting import bounded_rate, paired_gain
+from pispiral.verdict.stats import flat_slope, mean_ci, wilson
 
 ROOT = Path(__file__).parents[1]
 REFERENCE, GATES = ROOT/"runs"/"reference", ROOT/"nbs"/"profiles"/"gates.yaml"
@@ -109,28 +111,35 @@ def recorded(run):
     "Every number that a run's records hold or give by counting, averaging and intervals, worked out here."
     files = [p for kind in ("*.json", "phase_*/*.json", "phase_*/*.jsonl", "phase_*/*.csv", "phase_*/*.log")
              for p in run.glob(kind)]
-    found = set(chain.from_iterable(tokens(p.read_text()) for p in files))
+    found = set(chain.from_iterable(tokens(p.read_text(encoding="utf-8")) for p in files))
     found |= {f"{round(float(t), d):g}" for t in found for d in range(4)}
     res = open_results(run, GATES)
     items = {r["key"]: r for p in sorted(run.glob("phase_*/items.jsonl")) for r in map(json.loads, p.open())}
     frame = main_rows(res.rec)
-    said = [str(len(items)), *measured(run), *shares(frame, *(["model", "haystack", "task", "mode", *more] for more in (
-        [], ["length"], ["length", "depth"]))), *shares(frame, ["task", "mode"], ["model", "task", "mode", "length"])]
+    frame = frame[frame.same.isna()] # what is known by identity is in no number but its own
+    copies = sum("same_as" in r for r in items.values())
+    each_of = (["model", "haystack", "task", "mode", *more] for more in ([], ["length"], ["length", "depth"]))
+    said = [str(len(items) - copies), str(copies), *measured(run), *shares(frame, *each_of)]
+    said += shares(frame, ["task", "mode"], ["model", "task", "mode", "length"])
     for _, g in res.rec.items.groupby(["task", "haystack", "length", "mode"], dropna=False):
-        each = g[g.key.isin(frame.key)].drop_duplicates("pair").groupby("seed").score.mean()
-        said += [forms(*mean_ci(each), len(each))] if len(each) > 1 else []
+        g = g[g.key.isin(frame.key)].drop_duplicates("pair")
+        asked = g[g.same_as.isna()] if "same_as" in g else g
+        each = asked.groupby("seed").score.mean()
+        if len(each) > 1 and each.isin([0, 1]).all(): # right or wrong: Clopper and Pearson's interval
+            said.append(forms(each.mean(), *binomtest(int(each.sum()), len(each)).proportion_ci(), len(each)))
+        elif len(each) > 1: said.append(forms(*mean_ci(each), len(each)))
     grid = variants(res.rec)
-    said += shares(grid, ["setting", "mode", "variant"])
+    said += [forms(*bounded_rate(g.score, .025), len(g)) for _, g in grid.groupby(["setting", "mode", "variant"])]
     for _, g in grid.groupby(["setting", "mode"]):
         wide = g.pivot_table("score", "pair", "variant", aggfunc="first").dropna()
         said += [forms(*paired_gain(wide[x], wide[y])[:4]) for x in wide for y in wide]
     said += [f"{g.statement} {g.reason} {g.id} {g.command} {g.needs}" for g in res.gates]
     verdicts = [g.verdict for g in res.gates]
     said += [str(len(res.gates)), *(str(verdicts.count(v)) for v in set(verdicts))]
-    seconds = [json.loads(p.read_text())["seconds"] for p in run.glob("phase_*/result.json")]
+    seconds = [json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in run.glob("phase_*/result.json")]
     said += [f"{sum(seconds)/60:.1f} {s:.1f}" for s in seconds]
     sums = [*(res.run.get("assets") or {}).values(), (res.run.get("commit") or {}).get("commit", "")]
-    said += [h[i:j] for h in sums for i in range(0, 64, 8) for j in range(i + 8, 72, 8)]   # lines may break in them
+    said += [h[i:j] for h in sums for i in range(64) for j in range(i + 6, 65)] # lines may break in them
     return found | tokens(" ".join(said))
 
 
@@ -144,7 +153,7 @@ def test_every_number_of_the_paper_is_in_the_records(reference_paper, empty_pape
 
 
 def test_the_papers_source_types_no_result():
-    source = (ROOT/"paper"/"paper.typ").read_text()
+    source = (ROOT/"paper"/"paper.typ").read_text(encoding="utf-8")
     source = re.sub(r"//.*", "", source[source.index("= Introduction"):source.index("#bibliography")])
     source = re.sub(r"\$[^$]*\$|\"[^\"]*\"", "", source)   # mathematics; names and file names
     assert tokens(source) <= {"64", "2.5", "3", "34", "256"}, "64-bit words, Qwen2.5, Llama 3, a 34B model, sha256"
@@ -173,13 +182,16 @@ def test_changing_one_record_changes_the_paper(tmp_path, reference_paper):
 def stand_in(folder, **change):
     "A run with one small record of each kind, invented; `change` is the number that a kind holds instead."
     n = dict(needle=1, vt=1, memory=900, cosine=.5, line=1., ppl=20., nano=.5, variant=1, weight=.9) | change
-    write_json(folder/"run.json", dict(run_id="small", schema=SCHEMA, profile=dict(
-        name="demo", model="no model", native_length=512, irrational="pi", modes=["rope", "hybrid", "pi_spiral"])))
+    methods = {m: dict(code=m) for m in ("rope", "hybrid", "pi_spiral")}
+    profile = dict(name="demo", model="no model", native_length=512, methods=methods, code=dict(hybrid_K=128),
+                   needles=dict(methods=list(methods)), ablations=dict(lengths=[512], seeds=1))
+    write_json(folder/"run.json", dict(run_id="small", schema=SCHEMA, profile=profile))
     item = dict(haystack="repeat", length=512, depth=.5, seed=0, model="no model", expected=["1"])
     write_log(folder/"phase_03"/"items.jsonl", [dict(item, key="n", task="niah", mode="rope", score=n["needle"]),
                                                 dict(item, key="v", task="vt", mode="rope", score=n["vt"])])
-    write_log(folder/"phase_06"/"items.jsonl", [dict(item, key=x, task="niah", mode="pi_spiral", irrational=x, score=s)
-                                                for x, s in (("pi", n["variant"]), ("e", 0))])
+    hashed = next(c for c in planned_contrasts(profile) if c.name == "pi_spiral against hash, short")
+    write_log(folder/"phase_06"/"items.jsonl", [dict(item, key=x, task="niah", mode="pi_spiral", config=side, score=s)
+                                                for x, side, s in (("a", hashed.a, n["variant"]), ("b", hashed.b, 0))])
     write_log(folder/"phase_06"/"nano.jsonl", [dict(variant="attractor", seed=0, length=1024, exact_match=n["nano"])])
     write_text(folder/"phase_08"/"system.csv",
                f"step,length,vram_mb,tokens_per_sec,window,state_size,mode\n1,1024,{n['memory']},50,,,rope\n")
@@ -226,11 +238,11 @@ def test_the_report_in_a_browser(tmp_path, width):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None: pytest.skip("no Chromium on this machine: the page is checked without one in 22_report")
     page = save_report(open_results(REFERENCE, GATES), ROOT/"figures"/"reference", tmp_path/"report.html")
-    page.write_text(page.read_text().replace("</body>", PROBE))
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE))
     done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu",
                            f"--user-data-dir={tmp_path/'profile'}", f"--window-size={width},1600",
                            "--virtual-time-budget=30000", "--enable-logging=stderr",
-                           "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=300)
+                           "--dump-dom", page.as_uri()], capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     figures, drawn, overflow, lost = map(int, re.search(r'data-probe="([-\d ]+)"', done.stdout)[1].split())
     assert figures == drawn > 0 and overflow <= 0 and lost == 0
@@ -245,7 +257,7 @@ def pispiral(*words, expect=0):
 
 def test_publishing_from_the_command_line(cli, runs, tmp_path):
     shutil.copytree(REFERENCE, runs/"demo")
-    run = json.loads((runs/"demo"/"run.json").read_text())
+    run = json.loads((runs/"demo"/"run.json").read_text(encoding="utf-8"))
     write_json(runs/"demo"/"run.json", {**run, "run_id": "demo"})
     out, err = cli("report", "demo")                 # one as a process of its own
     assert out.strip().endswith("published/report.html") and err == ""
@@ -308,10 +320,10 @@ def test_a_users_figure_and_table_are_one_file(cli, runs, tmp_path):
     paths, err = made("figures", "reference")
     assert "answers_of_a_phase__run-reference.png" in paths and err == [MISTAKES[0]]
     paths, err = made("tables", "reference", "--out", tmp_path/"tables")
-    assert (tmp_path/"tables"/"questions.md").read_text().startswith("**Questions of each task**")
+    assert (tmp_path/"tables"/"questions.md").read_text(encoding="utf-8").startswith("**Questions of each task**")
     assert "ZeroDivisionError" in (tmp_path/"tables"/"my_other_mistake.md").read_text() and err == [MISTAKES[1]]
     _, err = made("report", "reference", "--out", tmp_path)
-    page = (tmp_path/"reference"/"report.html").read_text()
+    page = (tmp_path/"reference"/"report.html").read_text(encoding="utf-8")
     for said in ("How many questions each phase asked (run reference).", "Questions of each task",
                  "figure &#x27;my_mistake&#x27;"):
         assert said in page, said
@@ -321,5 +333,5 @@ def test_a_users_figure_and_table_are_one_file(cli, runs, tmp_path):
     for said in ("How many questions each phase asked", "Questions of each task", "no_such_thing", "division by zero"):
         assert said in plain, said
     assert set(err) == set(MISTAKES)
-    placed = json.loads((tmp_path/"values.json").read_text())["figures"]
+    placed = json.loads((tmp_path/"values.json").read_text(encoding="utf-8"))["figures"]
     assert [f["section"] for f in placed if f["name"] == "answers_of_a_phase"] == ["needles"]

@@ -62,17 +62,17 @@ def test_killed_run_goes_on(runs, cli):
     assert process.returncode == 1 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("pispiral: phase 3 (core) failed: the kernel died")
     assert "failed" in cli.here("status", "killed")[0] and not psutil.wait_procs(workers, timeout=20)[1]
-    first = log.read_text()
+    first = log.read_text(encoding="utf-8")
     process = cli.start(*words, "killed")
     wait_for_items(log, first.count("\n") + 1, process)
     process.kill() # the runner alone: its kernel must notice and stop too
     process.wait()
     wait_until_free(log)
-    before = log.read_text()
+    before = log.read_text(encoding="utf-8")
     assert before.startswith(first) and 3 <= before.count("\n") < len(read_log(runs/"whole"/ITEMS))
     with open(log, "a") as f: f.write('{"key": "torn')
     cli(*words, "killed")
-    after = log.read_text()
+    after = log.read_text(encoding="utf-8")
     assert after.startswith(before) # nothing asked again, nothing lost
     keys = [r["key"] for r in read_log(log)]
     assert len(keys) == len(set(keys))
@@ -94,7 +94,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(runs, cli):
 def papermill(tmp_path, *parameters):
     words = [w for name, value in parameters for w in ("-p", name, str(value))]
     return subprocess.run([BIN/"papermill", "nbs/phases/phase_03_core.ipynb", tmp_path/"OUT.ipynb", "-k", "python3",
-                           *words], cwd=ROOT, capture_output=True, text=True)
+                           *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
 
 
 def test_bare_papermill(runs, tmp_path):

@@ -95,8 +95,8 @@ def test_ten_thousand_fuzzed_profiles(runs):
 def test_ten_thousand_fuzzed_parameter_sets(runs): many(given(parameters)(lambda p: fuzz_parameters(p, runs)))()
 
 
-@pytest.mark.parametrize("word", ["needles.methods=" + "["*5000, "seed=" + "9"*5000, "machine=2020-13-45",
-                                  "machine=!!python/object:os.system x",
+@pytest.mark.parametrize("word", ["needles.methods=" + "["*5000, "seed=" + "9"*5000, "machine={2020-13-45: x}",
+                                  "machine=!!python/object:os.system x", "machine=!!timestamp 2020-01-13",
                                   "needles.methods={[1]: 2}", "machine=\0", "=", "code.hybrid_K"])
 def test_words_that_are_no_settings(runs, word):
     with pytest.raises(ValueError) as e: load_profile("smoke", parse_settings([word]))
@@ -154,13 +154,13 @@ def test_models_bring_no_code_and_no_pickles(tmp_path):
     shutil.copytree(resolve("smollm2-135m-instruct"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
     (folder/"pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
     with pytest.raises(OSError, match="safetensors"): load_model(str(folder))
-    about = json.loads((folder/"config.json").read_text())
+    about = json.loads((folder/"config.json").read_text(encoding="utf-8"))
     about |= dict(model_type="its_own", auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"})
     (folder/"config.json").write_text(json.dumps(about))
     (folder/"code.py").write_text("raise SystemExit('its code ran')")
     with pytest.raises(ValueError, match="trust_remote_code"): load_model(str(folder))
     for path in (*ROOT.glob("pispiral/**/*.py"), *ROOT.glob("nbs/phases/*.ipynb")):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         assert not UNSAFE.search(text.replace(".eval()", "")), path
         for call in re.findall(r"from_pretrained\(([^\n]*)", text): # what is not the package's is read without its code
             own = re.match(r"src|model_folder|folder", call)
@@ -203,7 +203,7 @@ def test_a_phase_that_shows_its_token_keeps_none(runs, tmp_path, monkeypatch, cl
         (root/name).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (ROOT/name).is_dir() else shutil.copyfile)(ROOT/name, root/name)
     path = root/"nbs"/"phases"/"phase_00_setup.ipynb"
-    book = json.loads(path.read_text())
+    book = json.loads(path.read_text(encoding="utf-8"))
     at = next(i for i, c in enumerate(book["cells"]) if "open_phase(0" in "".join(c["source"]))
     leak = ("import os, sys\nprint(os.environ['HF_TOKEN'], file=sys.stderr)\nprint(dict(os.environ))\n"
             "raise RuntimeError('401 for ' + os.environ['HF_TOKEN'])")
@@ -216,7 +216,7 @@ def test_a_phase_that_shows_its_token_keeps_none(runs, tmp_path, monkeypatch, cl
     assert "401 for <" in err and SECRET not in out + err
     kept = [p for p in runs.rglob("*") if p.is_file()]
     assert {"executed.ipynb", "stdout.log", "failed.txt"} <= {p.name for p in kept}
-    for p in kept: assert SECRET not in p.read_text(errors="replace"), p.name
+    for p in kept: assert SECRET not in p.read_text(encoding="utf-8", errors="replace"), p.name
 
 
 def test_every_pin_has_its_sums():

@@ -121,7 +121,7 @@ for n in lengths:
 def test_memory_is_predicted_within_15_percent(window):
     "Peak of a process of its own, less that of the same interpreter before the model is loaded."
     words = [sys.executable, "-c", MEASURE, json.dumps([[1024, 4096], window])]
-    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(words, check=True, capture_output=True, text=True, encoding="utf-8").stdout
     rows = [json.loads(line) for line in said.splitlines()]
     for r in rows: assert abs((r["measured"] - r["baseline"])/r["predicted"] - 1) < .15, r
     if window is None:

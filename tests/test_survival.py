@@ -46,7 +46,7 @@ def small_disk(folder, size="256k"):
     "A tmpfs; skips where mounting is not allowed."
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode: pytest.skip(f"no tmpfs here: {done.stderr.strip()}")
     try: yield folder
     finally: subprocess.run(["umount", "-l", folder], check=True)
@@ -224,7 +224,7 @@ questions, settings = asking.grid(tok, length=256, depths=(.5,), seeds=1)
 long = asking.grid(tok, length=4096, depths=(.5,), seeds=1)[0]
 with torch.inference_mode():
     room.evaluate(model, tok, questions[:1], settings, Path(sys.argv[2])/"warm") # kernels set up their scratch room
-    held = int(Path("/proc/self/statm").read_text().split()[0])*resource.getpagesize()
+    held = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])*resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + 8*2**20, -1))
     wide = {m: s._replace(chunk=4096) for m, s in settings.items()}
     room.evaluate(model, tok, [long[0], questions[1]], wide, Path(sys.argv[2])/"starved")
@@ -252,6 +252,6 @@ def test_clocks_may_jump(tmp_path, monkeypatch):
         Phase(n, profile, folder).finish(**more)
         result = folder/f"phase_{n:02d}"/"result.json"
         os.utime(result, (next(clock),)*2)
-        assert phase_done(folder, n) and json.loads(result.read_text())["seconds"] >= 0
+        assert phase_done(folder, n) and json.loads(result.read_text(encoding="utf-8"))["seconds"] >= 0
         if n == 10: assert up_to_date(folder, 10)
     assert not up_to_date(folder, 10)

@@ -32,6 +32,6 @@ def test_the_wheel_imports_and_answers(wheel, tmp_path):
                "from pispiral.cli.main import app; "
                "print(pathlib.Path(pispiral.__file__).parent.parent, len(CODES))")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)},
-                          capture_output=True, text=True)
+                          capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == str(tmp_path.resolve()) and int(done.stdout.split()[1]) >= 9

@@ -29,13 +29,14 @@ def replace_file(path,  # of the file
 
 # %% ../../nbs/0_base/01_files.ipynb #494a7f60
 def write_text(path, text:str):
-    "Write a text file, UTF-8, whole or not at all."
-    replace_file(path, lambda at: Path(at).write_text(text, encoding="utf-8"))
+    "Write a text file, UTF-8, whole or not at all; half a character, which UTF-8 has no bytes for, as its number."
+    replace_file(path, lambda at: Path(at).write_bytes(text.encode("utf-8", "backslashreplace")))
 
 # %% ../../nbs/0_base/01_files.ipynb #f24a76f9
 def cache_dir():  # a Path
     "Return the folder of assets and compiled kernels, made if need be: `$PISPIRAL_CACHE`, or else `~/.cache/pispiral`."
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()/"pispiral"
-    path = Path(os.environ.get("PISPIRAL_CACHE") or default)
+    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "pispiral")
+    path = Path(os.environ.get("PISPIRAL_CACHE") or os.path.expanduser(default))
+    if path.parts[0] == "~": raise RuntimeError("this account has no home folder: name a cache in PISPIRAL_CACHE")
     path.mkdir(parents=True, exist_ok=True)
     return path

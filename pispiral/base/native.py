@@ -6,13 +6,14 @@
 __all__ = ['FLAGS', 'compiler', 'compile_library', 'source_digest', 'load_library', 'empty_large']
 
 # %% ../../nbs/0_base/04_native.ipynb #04935886
-import ctypes, hashlib, os, shutil, subprocess, tempfile
+import ctypes, hashlib, os, shutil, tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .files import cache_dir
+from .text import first_line, run_program
 
 # %% ../../nbs/0_base/04_native.ipynb #6b1f44a0
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-Wall", "-Wextra", "-Werror")
@@ -31,9 +32,9 @@ def compile_library(source, # path of a C++ file
     if compiler() is None: raise RuntimeError("there is no C++ compiler (g++, or $CXX)")
     part, linked = Path(out).with_suffix(".o"), [f for f in flags if f.startswith("-fsanitize")]
     for step in ([*flags, "-c", source, "-o", part], ["-shared", *linked, part, "-o", out]):
-        done = subprocess.run([compiler(), *step], capture_output=True, text=True)
-        errors = (line for line in done.stderr.splitlines() if "error" in line)
-        if done.returncode: raise RuntimeError(next(errors, "no message"))
+        done = run_program([compiler(), *step])
+        errors = (line for line in done.stderr.split("\n") if "error" in line)
+        if done.returncode: raise RuntimeError(next(errors, first_line(done.stderr) or "no message"))
 
 # %% ../../nbs/0_base/04_native.ipynb #76cf5332
 def source_digest(source, flags): # 16 hex digits

@@ -15,6 +15,8 @@ from typer.core import TyperGroup
 
 from ..base.deadline import OutOfTime
 from ..base.registry import use_plugins
+from ..base.text import plain_output
+from ..base.values import in_one_line
 from ..lab.places import repository
 
 # %% ../../nbs/a_cli/00_app.ipynb #c069b718
@@ -27,6 +29,11 @@ class PluginGroup(TyperGroup):
             at = rest.index("--plugin")
             moved, rest = moved + rest[at:at + 2], rest[:at] + rest[at + 2:]
         return super().parse_args(ctx, moved + rest)
+
+    def main(self, *args, **kwargs):
+        "Run a command; whatever the terminal can show, all that is printed comes through."
+        plain_output()
+        return super().main(*args, **kwargs)
 
 app = typer.Typer(cls=PluginGroup, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
                   pretty_exceptions_enable=False, help=
@@ -54,7 +61,7 @@ def one_line_errors(command): # the command, wrapped
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         try: return command(*args, **kwargs)
-        except ValueError as e: code, text = 2, str(e)
+        except ValueError as e: code, text = 2, in_one_line(e)
         except RuntimeError as e: code, text = 1, str(e)
         except OSError as e: code, text = 1, os_error_text(e)
         except OutOfTime as e: code, text = 3, f"{e}; the same command goes on from here"

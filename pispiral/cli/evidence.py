@@ -28,24 +28,23 @@ def records_of(run_id): # `Records`
     return rec
 
 # %% ../../nbs/a_cli/03_evidence.ipynb #b601b5b5
-ABLATION_COLUMNS = ["family", "mode", "variant", "n", "seeds", "accuracy", "low", "high", "diff", "p", "effect", "said",
-                    "items"]
+ABLATION_COLUMNS = ["contrast", "claim", "n", "seeds", "a", "b", "diff", "lower", "upper", "p", "effect", "said",
+                    "draws"]
 
 def few_seeds(table, least): # text, or None
-    "Return which settings have fewer seeds than `least`."
-    few = table[table.seeds < least]
-    names = ", ".join(f"{family} of {mode}" for family, mode in dict.fromkeys(zip(few.family, few["mode"])))
-    return f"fewer than {least} seeds: {names}" if names else None
+    "Return which contrasts have fewer draws than `least`."
+    names = "; ".join(table[table.n < least].contrast)
+    return f"fewer than {least} draws: {names}" if names else None
 
 def show_accuracies(rec, alpha, min_seeds): # bool: was there anything to show?
-    "Print variants by accuracy."
+    "Print the planned contrasts by accuracy."
     from pispiral.verdict.ablations import ablation_table, contrast_text # not above: pandas and scipy take seconds
     from pispiral.verdict.pairs import NotRun
     try: table = ablation_table(rec, alpha=alpha)
     except NotRun as e:
         typer.echo(f"accuracy: not run, {e}", err=True)
         return False
-    show_frame(table[ABLATION_COLUMNS], f"ablations of run {rec.folder.name!r}, by accuracy")
+    show_frame(table[ABLATION_COLUMNS], f"planned contrasts of run {rec.folder.name!r}, by accuracy")
     for line in contrast_text(table): typer.echo(line)
     if few := few_seeds(table, min_seeds): typer.echo(few, err=True)
     return True
@@ -73,25 +72,25 @@ def show_nano(folder, alpha): # bool: was there anything to show?
 @app.command()
 @one_line_errors
 def ablations(run_id: Run = "demo", confidence: Confidence = .95,
-              min_seeds: Annotated[int, typer.Option(min=1, help="Fewer seeds of a variant are named.")] = 3):
-    "Rank the variants of each setting; name what no test can tell apart, and how many items would."
+              min_seeds: Annotated[int, typer.Option(min=1, help="Contrasts with fewer draws are named.")] = 3):
+    "Compare what the ablations planned; name what no test can tell apart, and how many draws would."
     rec, alpha = records_of(run_id), 1 - confidence
     folder = rec.folder/"phase_06"
     shown = [show_accuracies(rec, alpha, min_seeds), show_losses(folder, alpha), show_nano(folder, alpha)]
-    if not any(shown): raise ValueError(f"run {run_id!r} has no ablation to rank: pispiral run --phases 6")
+    if not any(shown): raise ValueError(f"run {run_id!r} has no ablation to compare: pispiral run --phases 6")
 
 # %% ../../nbs/a_cli/03_evidence.ipynb #c69f4df2
 @app.command()
 @one_line_errors
 def seeds(run_id: Run = "demo", confidence: Confidence = .95,
-          min_seeds: Annotated[int, typer.Option(min=1, help="Settings with fewer are named.")] = 3):
-    "Show mean and interval over seeds of every setting; a seed draws key, value and text, and trains nothing."
+          min_seeds: Annotated[int, typer.Option(min=1, help="Settings with fewer draws are named.")] = 3):
+    "Show mean and interval over draws of every setting; a draw is a text, a key and a value, and trains nothing."
     from pispiral.verdict.compare import seed_table # not above: pandas and scipy take seconds
     table = seed_table(records_of(run_id), 1 - confidence)
     if table.empty: raise ValueError(f"run {run_id!r} holds no item in its own configuration")
     show_frame(table, f"seeds of run {run_id!r}")
-    for r in table[table.seeds < min_seeds].itertuples():
-        typer.echo(f"{r.mode} on {r.task} at {r.length} tokens has {r.seeds} seed{'s'*(r.seeds > 1)}, not {min_seeds}",
+    for r in table[(table.draws < min_seeds) & ((table.draws > 0) | (table.by_identity == 0))].itertuples():
+        typer.echo(f"{r.mode} on {r.task} at {r.length} tokens has {r.draws} draw{'s'*(r.draws > 1)}, not {min_seeds}",
                    err=True)
 
 # %% ../../nbs/a_cli/03_evidence.ipynb #3b042308
@@ -113,7 +112,8 @@ def show_failures(table, title, context): # title: text; context: bool
     for cause in dict.fromkeys(table.cause): typer.echo(f"{cause}: {CAUSES[cause]}")
 
 # %% ../../nbs/a_cli/03_evidence.ipynb #fad126de
-Threshold = Annotated[Optional[float], typer.Option(help="Scores from here on are right; any difference unless told.")]
+Threshold = Annotated[Optional[float], typer.Option(
+    min=0, max=1, help="Scores from here on are right; any difference unless told.")]
 Context = Annotated[bool, typer.Option(help="Make the prompts again for the text around each needle.")]
 
 @app.command()

@@ -23,7 +23,7 @@ def measured(run_id): # (run.json, its model's Shape, tokenizer, items by phase)
     from pispiral.lab.scale import small_items
     from pispiral.model.load import model_config
     folder = find_run(run_id)
-    made_with = json.loads((folder/"run.json").read_text())
+    made_with = json.loads((folder/"run.json").read_text(encoding="utf-8"))
     if "rates" not in made_with: raise ValueError(f"run {run_id!r} has measured no rates yet: phase 3 does")
     model = made_with["profile"]["model"]
     where, config = model_config(model)

@@ -10,16 +10,16 @@ __all__ = ['CODES', 'CodeParams', 'CodeEntry', 'check_params', 'register_code', 
 from dataclasses import dataclass
 from typing import Any, Callable, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, model_validator
 
 from ..base.errors import one_of
 from ..base.registry import Registry
+from ..base.values import Checked
 from .position import PositionCode
 
 # %% ../../nbs/1_codes/05_registry.ipynb #343dbe87
-class CodeParams(BaseModel):
+class CodeParams(Checked):
     "The parameters of a position code: subclass it with one field for each, all with defaults."
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     choices: ClassVar[dict] = {} # {field: (allowed names, what one of them is, with its article)}
     aliases: ClassVar[dict] = {} # {second name: field}
 
@@ -156,7 +156,9 @@ def restored(pos:str, # name of a code, registered or not
             )->Code:
     "A code from what was written down about it."
     if pos not in CODES: return Code(pos, UnknownParams(**values))
-    return Code(pos, make_params(pos, {k: v for k, v in values.items() if k in CODES[pos].params.model_fields}))
+    kind = CODES[pos].params
+    named = {kind.aliases.get(k, k): v for k, v in values.items()} # as a profile may write them
+    return Code(pos, make_params(pos, {k: v for k, v in named.items() if k in kind.model_fields}))
 
 # %% ../../nbs/1_codes/05_registry.ipynb #b8a97493
 class CodeParameter(NamedTuple):

@@ -27,7 +27,7 @@ class Spiral(CodeParams):
     irrational: str = Field("pi", description="the spiral's ξ: pi, e, sqrt2, phi, prng, or a control: 1/7, random")
     spiral: str = Field("harmonic", description="harmonic: one of ξ's for each pair; single: ξ itself on every pair")
     phase: str = Field("linear", description="linear: frac(nξ); quadratic: frac(n²ξ)")
-    seed: int = Field(0, description="of irrational=prng")
+    seed: int = Field(0, ge=0, lt=2**63, description="of irrational=prng")
 
     @model_validator(mode="after")
     def check_hash(self): # the parameters, if they make sense together

@@ -8,7 +8,7 @@ __all__ = ['alibi_slopes', 'alibi', 'nope']
 # %% ../../nbs/1_codes/08_unrotated.ipynb #f80da1b1
 from .position import PositionCode
 from .registry import register_code
-from .rope import base_frequencies
+from .rope import plain_frequencies
 
 # %% ../../nbs/1_codes/08_unrotated.ipynb #13eeedc2
 def alibi_slopes(n_heads:int # query heads
@@ -25,7 +25,7 @@ def alibi(params, # none
          )->PositionCode:
     "No rotation, and a bias linear in distance with a slope for each head."
     slopes = alibi_slopes(model_config.num_attention_heads)
-    return PositionCode(*base_frequencies(model_config), slopes=slopes, rotates=False)
+    return PositionCode(*plain_frequencies(model_config), slopes=slopes, rotates=False)
 
 # %% ../../nbs/1_codes/08_unrotated.ipynb #c07990ef
 @register_code("nope", source="Kazemnejad et al. 2023, arXiv 2305.19466", colour="#7F7F7F", dash="dashdot",
@@ -34,4 +34,4 @@ def nope(params, # none
          model_config # a transformers configuration
         )->PositionCode:
     "No rotation and no bias: only the causal mask tells positions apart."
-    return PositionCode(*base_frequencies(model_config), rotates=False)
+    return PositionCode(*plain_frequencies(model_config), rotates=False)

@@ -41,7 +41,8 @@ def attention_row(layer, # an attention layer as `pispiral.model.attention.insta
 def check_map(model, layers):
     "Raise ValueError if a map cannot be drawn of some layers."
     blocks, first = model.model.layers, model.model.layers[0].self_attn
-    if first.window is not None: raise ValueError(f"window={first.window} hides keys: a map needs window=None")
+    for w in {block.self_attn.window for block in blocks} - {None}:
+        raise ValueError(f"window={w} hides keys: a map needs window=None, and a model without windows of its own")
     if first.code.dynamic:
         raise ValueError(f"pos={first.code.code.pos!r} keeps its keys unrotated: no map is drawn of it")
     if not all(0 <= i < len(blocks) for i in layers):

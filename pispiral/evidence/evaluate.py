@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ORPHAN', 'too_large', 'ask_in_half_chunks', 'ask_prompts', 'Answer', 'end_tokens', 'cells_of', 'all_cells',
            'cell_answers', 'answer_cell', 'load_worker', 'memory_needed', 'crew_of', 'copied_record', 'Questions',
-           'write_skipped', 'ask_all', 'evaluate']
+           'write_skipped', 'as_held', 'ask_all', 'evaluate']
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #7ed5ce29
 import os, time
@@ -28,7 +28,7 @@ from .records import Log, read_log, write_log
 from ..model.load import load_model, set_memory, set_code
 from ..model.decode import answers
 from ..model.prefill import reading_order
-from ..tasks.tokens import token_ids
+from ..model.weights import as_loaded, held_weights, quantized_as
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #f294ca15
 def too_large(model, item, setting, cap_gib): # text or None
@@ -38,25 +38,25 @@ def too_large(model, item, setting, cap_gib): # text or None
     return shortage(need.text, free_memory(s.device, cap_gib))
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #160f2618
-def ask_in_half_chunks(model, prompt, max_new, eos, draft, chunk): # (answer's tokens or None, chunk, why not)
+def ask_in_half_chunks(model, prompt, max_new, eos, chunk): # (answer's tokens or None, chunk, why not)
     "Ask one prompt once more, in chunks of half the size."
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     half = max(1, chunk//2)
-    try: return next(iter(answers(model, [prompt], [max_new], eos, [draft], half)))[1], half, None
-    except FloatingPointError as e: return None, half, str(e)
+    try: return next(iter(answers(model, [prompt], [max_new], eos, half)))[1], half, None
+    except FloatingPointError as e: return None, half, f"failed: {e}"
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e): raise
         return None, half, f"failed: out of memory in chunks of {chunk} tokens and of {half}"
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #28277565
-def ask_prompts(model, prompts, max_new, eos, drafts, chunk, share, tick):
+def ask_prompts(model, prompts, max_new, eos, chunk, share, tick):
     "Yield (index, tokens or None, chunk, why not) as answers come; a prompt that fails does not end the others."
     left = list(range(len(prompts)))
     while left:
-        mine = [[those[i] for i in left] for those in (prompts, max_new, drafts)]
+        mine = [[those[i] for i in left] for those in (prompts, max_new)]
         ahead, failed = [left[j] for j, _ in reading_order(mine[0], chunk)], None
         try:
-            for _, out in answers(model, *mine[:2], eos, mine[2], chunk, share, tick):
+            for _, out in answers(model, *mine, eos, chunk, share, tick):
                 i = ahead.pop(0)
                 left.remove(i)
                 yield i, out, chunk, None
@@ -66,7 +66,7 @@ def ask_prompts(model, prompts, max_new, eos, drafts, chunk, share, tick):
         if left:
             i = ahead[0]
             left.remove(i)
-            yield i, *(failed or ask_in_half_chunks(model, prompts[i], max_new[i], eos, drafts[i], chunk))
+            yield i, *(failed or ask_in_half_chunks(model, prompts[i], max_new[i], eos, chunk))
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #b1d32c29
 class Answer(NamedTuple):
@@ -86,14 +86,14 @@ def end_tokens(model, tok): # set of ids
     return {i for i in (tok.eos_token_id, *listed) if i is not None}
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #f6cb2599
-def cells_of(method, questions, setting, tok, how, most): # list of Cells
+def cells_of(questions, setting, how, most): # list of Cells
     "Return one method's questions [(key, item)] as cells of at most `most` tokens to read; None is one cell."
     order, share = reading_order([it.ids for _, it in questions], setting.chunk), how["share"]
     lengths, starts = [len(questions[i][1].ids) for i, _ in order], [start*share for _, start in order]
     out = []
     for a, b in split(lengths, starts, most):
         mine = [questions[i] for i in sorted(i for i, _ in order[a:b])]
-        asked = tuple((it.ids, it.max_new, token_ids(tok, " " + it.expected[0])) for _, it in mine)
+        asked = tuple((it.ids, it.max_new) for _, it in mine)
         out.append(Cell(tuple(key for key, _ in mine), asked, how, sum(lengths[a:b]) - sum(starts[a + 1:b])))
     return out
 
@@ -107,7 +107,7 @@ def all_cells(model, tok, todo, settings, share, memory, workers): # list of Cel
     most = workers and sum(len(item.ids) for _, item in todo.values())/workers
     for method, questions in by_method.items():
         how = dict(setting=settings[method], memory=memory.get(method), eos=end_tokens(model, tok), share=share)
-        out += cells_of(method, questions, settings[method], tok, how, most)
+        out += cells_of(questions, settings[method], how, most)
     return out
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #0f63df03
@@ -116,9 +116,9 @@ def cell_answers(model, cell, tick): # yields Answers
     setting, share = cell.how["setting"], cell.how["share"]
     set_code(model, setting.code, setting.window, setting.sinks, setting.backend)
     set_memory(model, cell.how["memory"])
-    prompts, budgets, drafts = map(list, zip(*cell.asked))
+    prompts, budgets = map(list, zip(*cell.asked))
     starts, begin = dict(reading_order(prompts, setting.chunk)), time.perf_counter()
-    for i, out, chunk, why in ask_prompts(model, prompts, budgets, cell.how["eos"], drafts, setting.chunk, share, tick):
+    for i, out, chunk, why in ask_prompts(model, prompts, budgets, cell.how["eos"], setting.chunk, share, tick):
         now = time.perf_counter()
         yield Answer(cell.keys[i], out, chunk, why, now - begin, len(prompts[i]) - starts[i]*share)
         if not why: begin = now
@@ -136,7 +136,9 @@ def load_worker(spec, # of `crew_of`
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(spec["deterministic"])
     enforce_cap(spec["cap_gib"], device)
-    return load_model(**spec["model"], device=device)[0]
+    model = load_model(**spec["model"], device=device)[0]
+    if held_weights(model) == spec["weights"]: return model
+    raise ValueError(f"the weights of {spec['model']['name']} were changed while they were asked: load the model again")
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #d3dc5543
 def memory_needed(model, todo, settings): # bytes
@@ -148,8 +150,9 @@ def memory_needed(model, todo, settings): # bytes
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #b031b922
 def crew_of(model, todo, settings, cap_gib): # (Job, its crew or None)
     "Return who answers: workers that load the same model, or this process."
-    loaded = getattr(model, "loaded_as", None)
-    spec = dict(model=loaded, cap_gib=cap_gib, deterministic=torch.are_deterministic_algorithms_enabled())
+    loaded = getattr(model, "loaded_as", None) if as_loaded(model) else None
+    spec = dict(model=loaded, weights=held_weights(model), cap_gib=cap_gib,
+                deterministic=torch.are_deterministic_algorithms_enabled())
     job = Job(load_worker, answer_cell, spec)
     if not todo or loaded is None or loaded["offload"]: return job, None
     device = next(settings[m].device for m, _ in todo.values())
@@ -208,6 +211,17 @@ def write_skipped(path, lost, wanted): # None
     others = [r for r in read_log(path) if r["key"] not in wanted]
     if lost or path.exists(): write_log(path, [*others, *lost.values()])
 
+# %% ../../nbs/6_evidence/13_evaluate.ipynb #62e8eacd
+def as_held(settings, model): # {method's name: Setting}
+    "Return settings with the weights that a model holds; ValueError if they were made for others."
+    weights, quantize = held_weights(model), quantized_as(model.config)
+    for s in settings.values():
+        if s.weights in (None, weights): continue
+        raise ValueError(f"the model that is to answer as {s.model} holds other weights (digest {weights}) than its "
+                         f"files ({s.weights}): load it again, or save it and load it under a name of its own")
+    return {m: s._replace(weights=weights, quantize=quantize or s.quantize) for m, s in settings.items()}
+
+
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #ffd696ed
 def ask_all(model, tok, asked, folder, share, memory, cap_gib, watch): # None
     "Ask whatever of the questions is to be asked, and write each answer down as it comes."
@@ -239,6 +253,7 @@ def evaluate(model,      # a loaded transformers model; its position code is set
     """Ask every question that no log answers yet, and write items, metrics and what was skipped.
 
     OutOfTime if some are left."""
+    settings = as_held(settings, model)
     wanted = {settings[method].key(item): (method, item) for method, item in questions}
     log_path, skip_path, watch = Path(folder)/"items.jsonl", Path(folder)/"skipped.jsonl", Watch()
     with Log(log_path, ORPHAN) as log:

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from typing import Callable, NamedTuple
 
 from ..base.errors import one_of
+from ..base.values import fitted
 
 # %% ../../nbs/6_evidence/08_executors.ipynb #dbf7e2d9
 EXECUTORS = ("local", "ray", "submitit")
@@ -33,9 +34,10 @@ class Place(NamedTuple):
 # %% ../../nbs/6_evidence/08_executors.ipynb #1983d095
 def worker_count(jobs): # int, or None
     "Return how many workers are wanted; ValueError if that is no number above 0."
-    try: jobs = None if jobs in (None, "") else int(jobs)
+    if jobs is None or jobs == "": return None
+    try: jobs = fitted(int(jobs) if isinstance(jobs, str) else jobs, int)
     except ValueError: raise ValueError(f"jobs={jobs!r} is not a number of workers: allowed: 1 and above") from None
-    if jobs is not None and jobs < 1: raise ValueError(f"jobs={jobs} leaves nobody to work: allowed: 1 and above")
+    if jobs < 1: raise ValueError(f"jobs={jobs} leaves nobody to work: allowed: 1 and above")
     return jobs
 
 # %% ../../nbs/6_evidence/08_executors.ipynb #ca699f55

@@ -61,7 +61,7 @@ def own_entry(folder): # dict
 def entries(folder): # list of dicts
     "Return the entries of a phase's ledger, one a process."
     path = Path(folder)/"ledger.json"
-    return json.loads(path.read_text())["processes"] if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8"))["processes"] if path.exists() else []
 
 def keep_ledger(folder, at_most_every=0.): # a phase's; seconds
     "Write down what this process has spent so far, unless it has done so just now or never began."

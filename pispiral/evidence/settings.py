@@ -7,6 +7,7 @@ __all__ = ['OF_METHOD', 'USUAL', 'Method', 'checkpoint_folder', 'memory_name', '
            'paired_fields']
 
 # %% ../../nbs/6_evidence/06_settings.ipynb #1141e60d
+import json
 from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
@@ -32,18 +33,21 @@ def checkpoint_folder(memory # a checkpoint's folder or packaged name
     return checkpoint(memory)
 
 def memory_name(memory # a checkpoint's folder or packaged name
-               ):      # "name@digest of its weights"
-    "Return the name that records give a memory; other weights have another name, whatever their folder is called."
+               ):      # "name@digest of its weights and configuration"
+    "Return the name that records give a memory; another memory has another name, whatever its folder is called."
+    from pispiral.memory.checkpoint import read_memory # as above
     folder = checkpoint_folder(memory)
-    return f"{folder.name}@{sha256((folder/'attractor.safetensors').read_bytes()).hexdigest()[:12]}"
+    config = json.dumps(read_memory(folder)[0]["config"], sort_keys=True)
+    held = sha256((folder/"attractor.safetensors").read_bytes() + config.encode())
+    return f"{folder.name}@{held.hexdigest()[:12]}"
 
 # %% ../../nbs/6_evidence/06_settings.ipynb #setmem02
 @lru_cache
 def alpha_policy_of(memory # as `memory_name` writes it
                    ):      # exp_c_over_N, fixed or learned
     "Return the decay policy that a memory was trained with; its weights are read once a process."
-    from pispiral.memory.checkpoint import read_memory # as above
-    return read_memory(checkpoint_folder(memory.partition("@")[0]))[0]["config"]["alpha_policy"]
+    from pispiral.memory.checkpoint import memory_config # as above
+    return memory_config(checkpoint_folder(memory.partition("@")[0])).alpha_policy
 
 def memory_record(memory # as `memory_name` writes it, or None
                  ):      # {"attractor": bool, "checkpoint": str, "alpha_policy": str}, or nothing
@@ -64,14 +68,15 @@ class Setting(NamedTuple):
     sinks: int = 0
     memory: str|None = None    # as `memory_name` writes it
     backend: str = "sdpa"      # of attention
-    quantize: str|None = None  # "nf4": 4-bit weights
+    quantize: str|None = None  # "nf4", …: what weights are quantised to, at loading or when they were saved
     offload: str|None = None   # "cpu" or "disk": where weights are kept that a card has no room for
+    weights: str|None = None   # digest of the model's weights; None: not known, or not recorded
 
     def record(self): # dict
         "Return what an item's record says about its setting."
         return dict(mode=self.method, model=self.model, config=self.code.record(), window=self.window, sinks=self.sinks,
                     dtype=self.dtype, device=self.device, chunk=self.chunk, attn_backend=self.backend,
-                    quantize=self.quantize, offload=self.offload, **memory_record(self.memory))
+                    quantize=self.quantize, offload=self.offload, weights=self.weights, **memory_record(self.memory))
 
     def decides(self): # dict
         "Return whatever of the setting can change an answer: its record without names, and the kind of its device."

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..evidence.diagnostics import text_ids
+from ..evidence.diagnostics import TEXT, text_ids
 from ..evidence.evaluate import evaluate
 from ..base.files import write_text
 from .methods import settings
@@ -25,9 +25,10 @@ from ..model.load import set_memory
 from ..training.passages import unseen_seeds
 from ..training.sentences import HELD_OUT
 from ..publish.accuracy import markdown_table
-from ..tasks.niah import niah_item
+from ..tasks.niah import draw_fields, niah_item
 from ..tasks.shortqa import shortqa_item
-from ..verdict.stats import non_inferior, paired_t, wilson
+from ..verdict.betting import non_inferior
+from ..verdict.stats import paired_t, wilson
 
 # %% ../../nbs/9_lab/12_examine.ipynb #5795ed34
 NEW = ("When the night guard asked about the safe in office {k}, the manager whispered that its combination was {v} "
@@ -68,16 +69,19 @@ UNSEEN = (*NEW, *HELD_OUT)
 
 # %% ../../nbs/9_lab/12_examine.ipynb #8355e8e4
 def needle_questions(tok, lengths, # tokens
-                     seeds,        # haystacks at each length: as many as lengths
+                     seeds,        # draws at each depth of each length: as many as lengths
                      hay="prose", depths=(.1, .5, .9)
                     ):             # [(mode, Item)]
-    "Return needles in sentences not trained on, for the memory; and one depth of each seed for its window alone."
+    """Return needles in sentences not trained on, for the memory; and one depth of each seed for its window alone.
+
+    Each is a draw of its own: sentence, key, value and text."""
     out, turn = [], 0
     for length, n in zip(lengths, seeds, strict=True):
-        for seed, depth in product(unseen_seeds(length, n), depths):
-            item = niah_item(tok, length, depth, seed, hay, form=UNSEEN[turn%len(UNSEEN)])
-            out.append(("attractor", item))
-            if depth == depths[len(depths)//2]: out.append(("window", item))
+        for i, depth in product(range(n), depths):
+            form = UNSEEN[turn%len(UNSEEN)]
+            seed = unseen_seeds(length, i + 1, draw_fields(hay, "number", length, form))[i]
+            out.append(("attractor", niah_item(tok, length, depth, seed, hay, form=form)))
+            if depth == depths[len(depths)//2]: out.append(("window", out[-1][1]))
             turn += 1
     return out
 
@@ -165,7 +169,7 @@ def short_answers(ex, n, length): # questions, tokens: records
 
 def prose_losses(ex, n, length): # texts, tokens: rows of `text_losses`
     "Return the losses of texts that training did not see, with and without the memory."
-    texts, losses = {f"prose {s}": text_ids(ex.tok, length, s) for s in unseen_seeds(length, n)}, []
+    texts, losses = {f"prose {s}": text_ids(ex.tok, length, s) for s in unseen_seeds(length, n, TEXT)}, []
     for mode in ("rope", "attractor"):
         set_memory(ex.model, ex.memory.get(mode))
         arm = ex.how["attractor"]._replace(method=mode, memory=ex.how[mode].memory)

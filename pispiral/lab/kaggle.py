@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PURE', 'LAID_IN', 'OLD_WHEEL', 'INPUTS', 'FIRST_CELL', 'HANDLE', 'ACCELERATORS', 'KEYED', 'ROWS', 'PASSING',
-           'copy_to', 'stage_sources', 'project_wheel', 'packaged_files', 'missing_metadata', 'pure_wheel',
-           'asset_file', 'carried', 'slug_of', 'hub_models', 'notebook_metadata', 'check_account', 'needs_internet',
-           'folder_for', 'write_notebook', 'write_dataset', 'build', 'found_in', 'lay_models', 'lacking', 'hub_token',
-           'session_environment', 'link_assets', 'begin_session', 'keys_of', 'merge_log', 'merge_rows', 'merge_logs',
-           'files_in', 'copy_results', 'merge_phase', 'merge_run', 'call_kaggle', 'dataset_state', 'upload', 'built_id',
-           'push', 'pull']
+           'REFUSAL', 'PUSHED', 'copy_to', 'stage_sources', 'project_wheel', 'packaged_files', 'missing_metadata',
+           'pure_wheel', 'asset_file', 'carried', 'slug_of', 'hub_models', 'notebook_metadata', 'check_account',
+           'needs_internet', 'folder_for', 'write_notebook', 'write_dataset', 'build', 'found_in', 'lay_models',
+           'lacking', 'hub_token', 'session_environment', 'link_assets', 'begin_session', 'keys_of', 'merge_log',
+           'merge_rows', 'merge_logs', 'files_in', 'copy_results', 'merge_phase', 'profile_there', 'merge_run',
+           'refused', 'call_kaggle', 'dataset_state', 'upload', 'built_id', 'push', 'pull']
 
 # %% ../../nbs/9_lab/18_kaggle.ipynb #5f98776a
 import hashlib, json, os, re, shutil, subprocess, sys, tempfile, time, zipfile
@@ -21,11 +21,12 @@ from packaging.requirements import Requirement
 
 import pispiral
 from ..base.errors import one_of
+from ..base.text import run_program
 from ..evidence.history import migrate_profile
 from ..evidence.records import Log, commit, digest, read_log, scrub, version_of, write_json
 from ..evidence.streams import add_row, read_rows
 from ..base.files import cache_dir, write_text
-from .opening import check_run, open_run, run_name
+from .opening import check_run, chosen_name, open_run, work_on
 from .places import PHASES, figures_dir, phase_done, phase_notebook, repository
 from .profiles import load_profile, make_profile
 from ..tasks.assets import ASSETS, MODELS, fetch
@@ -56,11 +57,12 @@ def project_wheel(out # the folder that it goes to
     "Build this project's wheel, with what a run reads of the repository; RuntimeError of one line if that fails."
     with tempfile.TemporaryDirectory() as tmp:
         stage_sources(Path(tmp))
-        done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-                               "--no-index", "--disable-pip-version-check", "-w", str(out), tmp],
-                              capture_output=True, text=True, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"})
-    if done.returncode: raise RuntimeError(f"the wheel could not be built: {done.stderr.strip()[-300:]}")
-    return next(Path(out).glob("pispiral-*.whl"))
+        done = run_program([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+                            "--no-index", "--disable-pip-version-check", "-w", out, tmp],
+                           env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"})
+    made = sorted(Path(out).glob("pispiral-*.whl"))
+    if done.returncode or not made: raise RuntimeError(f"the wheel could not be built: {done.stderr.strip()[-300:]}")
+    return made[0]
 
 # %% ../../nbs/9_lab/18_kaggle.ipynb #813f80ff
 OLD_WHEEL = "Wheel-Version: 1.0\nGenerator: pispiral\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -215,7 +217,7 @@ def build(profile:str,   # a profile's name
           owner:str,     # an account on Kaggle
           out=None,      # the folder; None: in the repository's cache
           overrides={},  # keys of the profile and values
-          run_id:str=None, # None: `run_name`'s
+          run_id:str=None, # None: `chosen_name`'s
           session:int=1, # from the second on, the output of the one before is attached
           internet:bool=None, # None: only if a model is on a hub and not among `models`
           accelerator:str="t4",
@@ -226,7 +228,7 @@ def build(profile:str,   # a profile's name
     one_of(accelerator, ACCELERATORS, "an accelerator", name="accelerator")
     check_account(owner)
     if session < 1: raise ValueError(f"session={session} is not a session: they count from 1")
-    internet, run_id = needs_internet(hub_models(chosen, n, models), internet), run_id or run_name(profile, overrides)
+    internet, run_id = needs_internet(hub_models(chosen, n, models), internet), chosen_name(run_id, profile, overrides)
     check_run(chosen, run_id)
     slug = slug_of(run_id, n, session)
     shutil.rmtree(out := folder_for(out, slug), ignore_errors=True)
@@ -370,15 +372,22 @@ def merge_phase(source, target): # folders -> how many records were added
     return added
 
 # %% ../../nbs/9_lab/18_kaggle.ipynb #be9b1628
+def profile_there(source): # a Profile
+    "Return the profile of a run that comes from elsewhere; ValueError if its run.json cannot be read."
+    try: profile = json.loads((source/"run.json").read_text(encoding="utf-8"))["profile"]
+    except (ValueError, KeyError): raise ValueError(f"{source.name}/run.json that was fetched is damaged") from None
+    return make_profile(migrate_profile(profile))
+
 def merge_run(source, # the run's folder that comes from elsewhere
               run_id:str # the run here, which need not exist
              ):       # {phase's folder: records added}
     "Bring another machine's records into a run, each once; ValueError if they belong to another configuration."
     source = Path(source)
-    target = check_run(make_profile(migrate_profile(json.loads((source/"run.json").read_text())["profile"])), run_id)
-    if not (target/"run.json").exists():
-        for name in ("environment.txt", "run.json"): copy_to(source/name, target/name)
-    with Log(target/".lock"):
+    target = check_run(profile_there(source), run_id)
+    with work_on(target):
+        if not (target/"run.json").exists():
+            for name in ("environment.txt", "run.json"):
+                if (source/name).exists(): copy_to(source/name, target/name)
         added = {p.name: merge_phase(p, target/p.name) for p in sorted(source.glob("phase_[0-9][0-9]")) if p.is_dir()}
     pictures = source.parent/"figures"/source.name
     for path in files_in(pictures):
@@ -386,20 +395,35 @@ def merge_run(source, # the run's folder that comes from elsewhere
     return added
 
 # %% ../../nbs/9_lab/18_kaggle.ipynb #3c95bba0
-def call_kaggle(*words): # what it printed
-    "Run Kaggle's client; RuntimeError of one line if it fails."
-    try: done = subprocess.run(["kaggle", *map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+REFUSAL = re.compile(r"(?im)^.*(?:\b[45]\d\d\s*(?:-|client error|server error|:)|unauthorized|forbidden|could not find|"
+                     r"\berror:|upload unsuccessful|not valid (?:dataset|competition|kernel|model) sources).*$")
+
+def refused(printed): # by the client -> text, empty if nothing was
+    "Return the lines in which Kaggle refuses something."
+    return " ".join(" ".join(REFUSAL.findall(printed)).split())
+
+def call_kaggle(*words,
+                expect="" # a pattern in what the client prints when all went well
+               ): # what it printed
+    "Run Kaggle's client; RuntimeError of one line if Kaggle refused, or did not say that it has done what was asked."
+    try: done = run_program(["kaggle", *words], stdin=subprocess.DEVNULL)
     except FileNotFoundError: raise RuntimeError("Kaggle's client is not installed: pip install kaggle") from None
     printed = scrub(f"{done.stdout}\n{done.stderr}".strip(), repository())
-    if done.returncode or "Kernel push error" in printed or "not valid dataset sources" in printed:
-        raise RuntimeError(f"kaggle {words[0]} {words[1]} failed: {' '.join(printed.split())[-300:]}")
+    said = refused(printed) or " ".join(printed.split()) or "Kaggle's client printed nothing"
+    if done.returncode or refused(printed) or not re.search(expect, printed):
+        raise RuntimeError(f"kaggle {words[0]} {words[1]} failed: {said[-300:]}")
     return printed
 
 # %% ../../nbs/9_lab/18_kaggle.ipynb #a0212bf3
 def dataset_state(name): # True: ready; False: not yet; None: there is none
-    "Return whether a data set can be used."
-    try: return "ready" in call_kaggle("datasets", "status", name)
-    except RuntimeError: return None
+    "Return whether a data set can be used; RuntimeError of one line if Kaggle could not make it, or does not say."
+    try: said = call_kaggle("datasets", "status", name, expect=r"\w")
+    except RuntimeError as e:
+        if re.search(r"\b40[34]\b", str(e)): return None
+        raise
+    if re.search(r"(?i)\b(?:error|failed|deleted)\b", said):
+        raise RuntimeError(f"data set {name} cannot be used: Kaggle says {' '.join(said.split())[-100:]!r}")
+    return re.search(r"(?i)(?<!not )\bready\b", said) is not None
 
 # %% ../../nbs/9_lab/18_kaggle.ipynb #0709ceac
 def upload(data,         # the data set's folder
@@ -407,8 +431,9 @@ def upload(data,         # the data set's folder
            pause=5       # s between two looks
           ):
     "Create the data set if it is not there, and wait until it can be used."
-    name = json.loads((data/"dataset-metadata.json").read_text())["id"]
-    if dataset_state(name) is None: call_kaggle("datasets", "create", "-p", data, "--keep-tabular", "--quiet")
+    name = json.loads((data/"dataset-metadata.json").read_text(encoding="utf-8"))["id"]
+    if dataset_state(name) is None: call_kaggle("datasets", "create", "-p", data, "--keep-tabular", "--quiet",
+                                               expect="is being created")
     begin = time.monotonic()
     while not dataset_state(name):
         if time.monotonic() - begin > patience:
@@ -418,16 +443,18 @@ def upload(data,         # the data set's folder
 # %% ../../nbs/9_lab/18_kaggle.ipynb #5a5805d7
 def built_id(folder): # the notebook's id
     "Return what `build` named a notebook; ValueError if a folder is not one of its."
-    try: return json.loads((Path(folder)/"kernel-metadata.json").read_text())["id"]
+    try: return json.loads((Path(folder)/"kernel-metadata.json").read_text(encoding="utf-8"))["id"]
     except (OSError, ValueError):
         raise ValueError(f"{folder} is not a folder that `pispiral kaggle build` made") from None
 
 # %% ../../nbs/9_lab/18_kaggle.ipynb #1cd5a3b6
-def push(folder): # the last line that the client printed
+PUSHED = r"(?m)^.*Kernel version.*successfully pushed.*$" # what the client says then
+
+def push(folder): # the line in which the client says so
     "Upload what `build` made, and start the notebook."
     built_id(folder)
     upload(Path(folder)/"dataset")
-    return call_kaggle("kernels", "push", "-p", folder).splitlines()[-1]
+    return re.search(PUSHED, call_kaggle("kernels", "push", "-p", folder, expect=PUSHED))[0]
 
 # %% ../../nbs/9_lab/18_kaggle.ipynb #a3b01cdf
 def pull(folder): # {run_id: {phase's folder: records added}}

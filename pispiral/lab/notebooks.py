@@ -45,7 +45,7 @@ def fork_twice(): # in this process the kernel's id, as bytes; in the kernel Non
 # %% ../../nbs/9_lab/15_notebooks.ipynb #1ed9eda3
 def next_kernel(channel): # a socket; in each fork: what it is to be
     "Fork a kernel for each line that comes, and answer with its id; ends when nobody asks any more."
-    with channel, channel.makefile("rw") as talk:
+    with channel, channel.makefile("rw", encoding="utf-8") as talk:
         for line in talk:
             if (kernel := fork_twice()) is None: return json.loads(line)
             talk.write(kernel.decode() + "\n")
@@ -55,7 +55,7 @@ def next_kernel(channel): # a socket; in each fork: what it is to be
 # %% ../../nbs/9_lab/15_notebooks.ipynb #7b866929
 def rename(argv):
     "Write a command over this process's own."
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46]) # arg_start and arg_end, proc(5)
     if not 0 < start < end: return
     command = "\0".join(argv).encode()[:end - start - 1].ljust(end - start, b"\0")
@@ -139,7 +139,7 @@ class ForkedKernels:
         self.process, self.env = None, {**os.environ, "JPY_PARENT_PID": str(os.getpid())}
         if not sys.platform.startswith("linux"): return self
         self.process, self.channel = start_server(self.env)
-        self.talk = self.channel.makefile("rw")
+        self.talk = self.channel.makefile("rw", encoding="utf-8")
         return self
 
     def __exit__(self, *error):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHASES', 'ORDER', 'repository', 'gate_file', 'profile_names', 'phase_notebook', 'phase_range', 'parse_phases',
-           'runs_dir', 'figures_dir', 'checked_name', 'find_run', 'result_of', 'phase_done', 'phase_left',
+           'runs_dir', 'figures_dir', 'check_text', 'checked_name', 'find_run', 'result_of', 'phase_done', 'phase_left',
            'results_digest', 'phase_state', 'run_status']
 
 # %% ../../nbs/9_lab/00_places.ipynb #045aa502
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pispiral
 from ..base.errors import one_of
+from ..base.values import kind_of
 from ..evidence.records import digest, read_log
 
 # %% ../../nbs/9_lab/00_places.ipynb #de834ecb
@@ -48,7 +49,7 @@ def phase_notebook(n): # path
 def phase_range(part): # range
     "Return the phases that one word means, as 3 or 2-4; ValueError on anything else."
     ends = part.strip().split("-")
-    if not 1 <= len(ends) <= 2 or not all(e.strip().isdigit() for e in ends):
+    if not 1 <= len(ends) <= 2 or not all(re.fullmatch("[0-9]{1,3}", e.strip()) for e in ends):
         raise ValueError(f"{part!r} is not a phase or a range of phases: allowed: 0 to 10, as in 2-4 or 0,3")
     for n in (low := int(ends[0]), high := int(ends[-1])): one_of(n, PHASES, "a phase")
     if low > high: raise ValueError(f"{part!r} runs backwards: did you mean '{high}-{low}'?")
@@ -72,12 +73,19 @@ def figures_dir(folder): # path
     return (runs_dir() if "PISPIRAL_RUNS" in os.environ else repository())/"figures"/folder.name
 
 # %% ../../nbs/9_lab/00_places.ipynb #c74a1764
+def check_text(name, value): # None
+    "ValueError for a name that came as something else: papermill's `-p` makes a number of what looks like one."
+    if isinstance(value, str): return
+    raise ValueError(f"{name}={value!r} came as {kind_of(value)}, and a name is text: "
+                     f"`papermill -r {name} …` gives it as it is typed")
+
 def checked_name(run_id): # str
-    "Return a run's name; ValueError if it cannot be a folder of its own."
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(run_id)):
+    "Return a run's name; ValueError if it cannot be a folder of its own, or came as a number and was typed otherwise."
+    check_text("run_id", run_id)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_id):
         raise ValueError(f"run_id={run_id!r} is not the name of a folder in runs/: "
                          "up to a hundred letters, digits, '-', '_' and '.', the first a letter or digit")
-    return str(run_id)
+    return run_id
 
 # %% ../../nbs/9_lab/00_places.ipynb #735908e5
 def find_run(run_id): # the folder
@@ -88,7 +96,7 @@ def find_run(run_id): # the folder
 # %% ../../nbs/9_lab/00_places.ipynb #ceb059e5
 def result_of(folder, n): # dict; empty where there is none that can be read
     "Return the result of phase `n` of the run in `folder`."
-    try: return json.loads((folder/f"phase_{n:02d}"/"result.json").read_text())
+    try: return json.loads((folder/f"phase_{n:02d}"/"result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return {}
 
 # %% ../../nbs/9_lab/00_places.ipynb #e3c3f960
@@ -107,7 +115,7 @@ def phase_left(folder, n): # text, or None
 # %% ../../nbs/9_lab/00_places.ipynb #9e0ef89b
 def results_digest(folder): # {phase_NN: digest of its result.json}
     "Return what the decision rests on; a clock that jumps or a copy of the folder does not change it."
-    return {p.parent.name: digest(p.read_text()) for p in sorted(folder.glob("phase_*/result.json"))
+    return {p.parent.name: digest(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("phase_*/result.json"))
             if p.parent.name != "phase_10"}
 
 # %% ../../nbs/9_lab/00_places.ipynb #e02587b5

@@ -10,9 +10,8 @@ __all__ = ['Publication', 'open_publication', 'packaged_profile', 'check_finishe
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from ..base.errors import one_of
+from ..base.values import read_yaml
 from ..evidence.checks import Check
 from .places import ORDER, figures_dir, find_run, gate_file, phase_done, profile_names, repository
 from .sections import Profile
@@ -43,7 +42,7 @@ def open_publication(run_id:str # a run's name
 def packaged_profile(path # a profile's file
                 ) -> dict: # with every key
     "Return a profile as its file has it, not checked again: that would load the model's library."
-    return Profile(**yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump(mode="json")
+    return Profile(**read_yaml(path.read_text(encoding="utf-8"), path.name)).model_dump(mode="json")
 
 # %% ../../nbs/9_lab/17_publishing.ipynb #0156fe04
 def check_finished(res):

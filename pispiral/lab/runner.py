@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOGETHER', 'Ticker', 'execute_notebook', 'kernel_environment', 'begin_phase', 'showing_progress', 'execute_phase',
            'failed_words', 'run_phase', 'cards', 'groups_of', 'shares_of', 'phase_process', 'start_phases', 'interrupt',
-           'last_words', 'run_side_by_side', 'up_to_date', 'only_runner', 'kernels_for', 'run_group', 'run']
+           'last_words', 'run_side_by_side', 'up_to_date', 'kernels_for', 'run_group', 'run']
 
 # %% ../../nbs/9_lab/16_runner.ipynb #72ff9d56
 import contextlib, json, logging, multiprocessing, os, signal, sys, threading, time, warnings
@@ -16,11 +16,13 @@ import torch
 
 from ..base.deadline import OutOfTime, left, session
 from ..base.files import write_text
+from ..base.text import first_line, plain_output
+from ..base.values import write_yaml
 from ..evidence.executors import Place, end_with_parent
 from ..evidence.ledger import add_notebook
-from ..evidence.records import Log, scrub
+from ..evidence.records import scrub
 from .notebooks import ForkedKernels
-from .opening import open_run
+from .opening import check_run, open_run, work_on
 from .places import (ORDER, PHASES, phase_done, phase_left, phase_notebook, repository, result_of,
                                  results_digest, runs_dir)
 from .sections import Profile
@@ -34,7 +36,7 @@ class Ticker(threading.Thread):
 
     def line(self): # text
         "Return how far the phase is."
-        p = json.loads(self.path.read_text())
+        p = json.loads(self.path.read_text(encoding="utf-8"))
         spent, share = time.monotonic() - self.begin, p["done"]/max(p["total"], 1)
         left = f", about {spent/share - spent:.0f} s left" if share > .02 else ""
         return f"  {self.label}: {p['what']}, {share:.0%} read after {spent:.0f} s{left}"
@@ -58,21 +60,21 @@ def execute_notebook(n, parameters, sub, kernels): # what went wrong, or None
     root, out = repository(), sub/"executed.ipynb"
     manager = dict(kernel_manager_class=kernels.manager) if kernels else {}
     try:
-        with open(sub/"stdout.log", "w") as log, warnings.catch_warnings():
+        with open(sub/"stdout.log", "w", encoding="utf-8") as log, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             papermill.execute_notebook(str(phase_notebook(n)), str(out), parameters=parameters, kernel_name="python3",
                                        progress_bar=False, cwd=str(root), stdout_file=log, stderr_file=log,
                                        extra_arguments=["--IPKernelApp.log_level=CRITICAL"], **manager)
-    except papermill.PapermillExecutionError as e: return f"{e.ename}: {e.evalue.splitlines()[0] if e.evalue else ''}"
+    except papermill.PapermillExecutionError as e: return f"{e.ename}: {first_line(e.evalue or '')}"
     except RuntimeError as e: return f"the kernel died ({e})"
     finally:
         for path in (out, sub/"stdout.log"):
-            if path.exists(): write_text(path, scrub(path.read_text(), root))
+            if path.exists(): write_text(path, scrub(path.read_text(encoding="utf-8"), root))
 
 # %% ../../nbs/9_lab/16_runner.ipynb #88a99ad0
 def kernel_environment(): # dict
     "Return what every kernel finds in its environment."
-    return dict(PYTHONHASHSEED="0", PYTHONWARNINGS="ignore:IProgress not found", PYTHONUNBUFFERED="1",
+    return dict(PYTHONHASHSEED="0", PYTHONUTF8="1", PYTHONWARNINGS="ignore:IProgress not found", PYTHONUNBUFFERED="1",
                 CUBLAS_WORKSPACE_CONFIG=":4096:8", TOKENIZERS_PARALLELISM="false")
 
 # %% ../../nbs/9_lab/16_runner.ipynb #833bb837
@@ -84,7 +86,7 @@ def begin_phase(n, profile_name, folder): # ({parameter: value}, the phase's fol
     for half in sub.glob(".*-*"): half.unlink(missing_ok=True) # files that a killed process did not finish
     (sub/"running").touch() # goes last: while it is there, the phase is not done
     parameters = dict(profile=profile_name, run_id=folder.name)
-    write_text(sub/"params.yaml", "".join(f"{k}: {v}\n" for k, v in parameters.items()))
+    write_text(sub/"params.yaml", write_yaml(parameters))
     return parameters, sub
 
 # %% ../../nbs/9_lab/16_runner.ipynb #10a2ddc2
@@ -162,6 +164,7 @@ def phase_process(pipe, n, profile_name, folder, env): # None
     "Execute a phase in a process of its own, which Ctrl-C reaches by way of the runner."
     os.setpgrp()
     end_with_parent()
+    plain_output()
     try: run_phase(n, profile_name, folder, env)
     except (RuntimeError, OSError, OutOfTime) as e: pipe.send(str(e))
     except KeyboardInterrupt: pass
@@ -210,13 +213,6 @@ def up_to_date(folder, n): # bool
     "Return whether a phase is done, and no other has finished since the decision was written."
     return phase_done(folder, n) and (n != 10 or result_of(folder, 10).get("judged") == results_digest(folder))
 
-# %% ../../nbs/9_lab/16_runner.ipynb #78445e2e
-def only_runner(folder): # a Log, held while the run is worked on
-    "Return a lock on a run; ValueError if another process works on it."
-    try: return Log(folder/".lock")
-    except ValueError:
-        raise ValueError(f"runs/{folder.name} is being worked on by another process: wait for it or stop it") from None
-
 # %% ../../nbs/9_lab/16_runner.ipynb #2ce99110
 def kernels_for(groups): # a context that yields kernels, or None
     "Return kernels that have their imports already, if several phases run by themselves."
@@ -243,6 +239,8 @@ def run(profile:Profile, # its configuration
     "Execute phases in order, skipping what is done; a killed run goes on where it was."
     os.environ |= kernel_environment()
     groups = groups_of(phases or ORDER, profile, place)
-    with kernels_for(groups) as kernels, only_runner(folder := open_run(profile, run_id)), session(profile.max_hours):
+    folder = check_run(profile, run_id)
+    with kernels_for(groups) as kernels, work_on(folder), session(profile.max_hours):
+        open_run(profile, run_id)
         for group in groups: run_group(group, profile, folder, again, place, kernels)
     return folder

@@ -36,9 +36,9 @@ class Cost(NamedTuple):
 
 # %% ../../nbs/9_lab/19_scale.ipynb #09327053
 def decoding_steps(record, tok): # passes
-    "Return how many passes decoding took."
-    answer, draft = (list(token_ids(tok, text)) for text in (record["answer"], " " + record["expected"][0]))
-    return 1 + len(answer) - (len(draft) - 1 if answer[:len(draft)] == draft else 0)
+    "Return about how many passes decoding took."
+    answer, right = (list(token_ids(tok, text)) for text in (record["answer"], " " + record["expected"][0]))
+    return 1 + len(answer) - (len(right) - 1 if answer[:len(right)] == right else 0)
 
 def operations(records, shape, tok): # [n, 4]: operations in matrices and attention, steps, 1
     "Return what each item asks of a machine."
@@ -117,7 +117,8 @@ def sanity_grid(p): # list of Cells
     n, s, span = p.needles, p.sanity, lambda m: p.method(m).window
     return [*cells(2, p.model, s.methods, n.short_lengths, len(s.depths)*n.seeds, span),
             *cells(2, p.model, s.methods, [s.question_length], s.questions, span),
-            *cells(2, p.model, ["rope"], p.streams.lengths[-1:], 1, lambda m: p.streams.window)]
+            *cells(2, p.model, ["rope"], p.streams.lengths[-1:], 1, lambda m: p.streams.window),
+            *cells(2, p.model, ["rope"], p.streams.control[-1:], 1, lambda m: None)]
 
 # %% ../../nbs/9_lab/19_scale.ipynb #84d23bd0
 def core_grid(p): # list of Cells
@@ -142,10 +143,11 @@ def medium_grid(p): # list of Cells
 def heavy_grid(p): # list of Cells
     "Return what phase 5 asks."
     h, span = p.large.heavy, lambda name: p.large.heavy.window
-    put = lambda lengths, items: cells(5, h.model, [p.candidate], lengths, items, span, h.quantize, h.offload)
-    return [*put([h.length], len(h.depths)),
-            *put(h.infinitebench.lengths, len(h.infinitebench.tasks)*h.infinitebench.seeds),
-            *put(h.stream_lengths[-1:], 1)]
+    how, alone = (h.quantize, h.offload), [p.candidate]
+    put = lambda methods, lengths, items, span=span: cells(5, h.model, methods, lengths, items, span, *how)
+    return [*put(h.methods or alone, [h.length], len(h.depths)*h.seeds),
+            *put(alone, h.infinitebench.lengths, len(h.infinitebench.tasks)*h.infinitebench.seeds),
+            *put(alone, h.stream_lengths[-1:], 1), *put(["rope"], h.control[-1:], 1, lambda m: None)]
 
 # %% ../../nbs/9_lab/19_scale.ipynb #6765370f
 def grid(p): # p: a Profile -> list of Cells

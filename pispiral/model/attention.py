@@ -5,22 +5,28 @@
 # %% auto #0
 __all__ = ['QUERY_BLOCK', 'FAMILY', 'rotate', 'attend_all', 'attend_span', 'sink_scores', 'merge_sinks', 'attend_with_sinks',
            'attend_span_and_sinks', 'attention', 'base_blocks', 'dynamic_rotated', 'dynamic_attention',
-           'check_same_span', 'projected', 'sink_view', 'attention_forward', 'attention_layers', 'layer_backend',
-           'install_attention']
+           'check_same_span', 'layer_of', 'first_real', 'refuse_jump', 'check_bias', 'check_goes_on', 'projected',
+           'sink_view', 'View', 'one_text', 'texts_apart', 'refuse_with_mask', 'refuse_weights', 'look',
+           'check_implementation', 'set_own_implementation', 'attention_forward', 'check_family', 'attention_layers',
+           'own_windows', 'layer_windows', 'layer_backend', 'install_attention']
 
 # %% ../../nbs/4_model/05_attention.ipynb #63af53f6
 import types
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import flash_attention_mask
 
+from ..codes.position import text_starts
 from .backends import check_backend, span_attention
+from .cache_kinds import check_shown, usable_layer
 from .kernels import check_head_dim
+from .masks import padding_mask, split_mask
 from .spans import (alibi_bias, check_span, masked_attention, masked_attention_lse, past_and_chunk,
                                   visible)
+from .weighed import given_mask, logits_mask, masked_by_query, weighed_attention
 
 # %% ../../nbs/4_model/05_attention.ipynb #b524439e
 def rotate(x,   # [B, H, L, D] queries or keys
@@ -154,7 +160,7 @@ def attention(module,              # the layer: its position code `code`, its sp
 
 # %% ../../nbs/4_model/05_attention.ipynb #1f595d26
 AttentionInterface.register("pispiral", attention)
-AttentionMaskInterface.register("pispiral", flash_attention_mask)
+AttentionMaskInterface.register("pispiral", padding_mask)
 
 # %% ../../nbs/4_model/05_attention.ipynb #0aa5e7ce
 QUERY_BLOCK = 256 # positions whose queries share one base
@@ -170,8 +176,8 @@ def base_blocks(position # [L] int64, rising
 def dynamic_rotated(module, query, key, position, length): # (queries, keys), rotated
     "Turn some queries [1, H, l, D] and all their keys [1, Hk, n, D] with the base of `length` tokens."
     n, l = key.shape[2], query.shape[2]
-    keys_at = (position[-1] - torch.arange(n - 1, -1, -1, device=position.device)).clamp_min(0)
-    cos, sin = module.code(key, keys_at[None], length=length)
+    before = position[0] - torch.arange(n - len(position), 0, -1, device=position.device) # what the cache held
+    cos, sin = module.code(key, torch.cat((before, position)).clamp_min(0)[None], length=length)
     return rotate(query, cos[:, n-l:], sin[:, n-l:]), rotate(key, cos, sin)
 
 # %% ../../nbs/4_model/05_attention.ipynb #b998f05a
@@ -205,6 +211,59 @@ def check_same_span(layer, # of a cache
         raise ValueError(f"the cache was made for window={made[0]}, sinks={made[1]}, and the model has "
                          f"window={module.window}, sinks={module.sinks}: read the text again with a new cache")
 
+def layer_of(cache, # a transformers Cache, or None
+             module # the attention layer that is to use it
+            ):      # its layer that this one can use, or None
+    "Return the layer of a cache that belongs to an attention layer; ValueError for one that it cannot use."
+    if cache is None: return None
+    layer = usable_layer(cache, module.layer_idx, module.window, module.sinks, module.code.dynamic)
+    check_same_span(layer, module)
+    return layer
+
+# %% ../../nbs/4_model/05_attention.ipynb #850b58e9
+def first_real(position_ids, # int64 [B or 1, L]
+               here          # bool [B, L], or None: all are real
+              ):             # (int64 [B or 1] positions, bool [B or 1])
+    "Return the position of each row's first real token, and whether there is one."
+    if here is None: return position_ids[:, 0], torch.ones_like(position_ids[:, 0], dtype=torch.bool)
+    at = here.int().argmax(1, keepdim=True)
+    return position_ids.expand(len(here), -1).gather(1, at)[:, 0], here.any(1)
+
+# %% ../../nbs/4_model/05_attention.ipynb #850b58f1
+def refuse_jump(code):
+    "Raise ValueError: a bias counts tokens."
+    raise ValueError(f"position_ids jump ahead, and {code.code}'s bias counts tokens: no position can be skipped")
+
+def check_bias(module,       # an attention layer
+               position_ids, # int64 [B or 1, L], or None
+               real          # bool [B, L], or None: all are real
+              ):
+    "Raise ValueError if positions jump ahead under ALiBi; the first layer asks for all."
+    if module.layer_idx or module.code.slopes is None or position_ids is None: return
+    ahead = position_ids.diff(dim=1) > 1
+    if real is not None: ahead = ahead & real[:, 1:] & real[:, :-1]
+    if ahead.any(): refuse_jump(module.code)
+
+# %% ../../nbs/4_model/05_attention.ipynb #850b58f0
+def check_goes_on(module,         # an attention layer
+                  position_ids,   # int64 [B or 1, L], or None
+                  attention_mask, # [B, T] or None
+                  past            # tokens that the cache holds
+                 ):
+    "Raise ValueError unless a call's positions go on from what a cache holds; the first layer asks for all."
+    if not past or position_ids is None or module.layer_idx: return
+    if attention_mask is not None and attention_mask.shape[1:] != (past + position_ids.shape[1],): return
+    real = None if attention_mask is None else attention_mask.bool()
+    here, before = (None, past) if real is None else (real[:, past:], real[:, :past].sum(1))
+    first, there = first_real(position_ids, here)
+    if (there & (first < before)).any() or text_starts(position_ids, here) is not None:
+        raise ValueError(f"position_ids go back while the cache holds {past} tokens: texts that are packed in a row "
+                         "are read in one call, before anything else is in the cache")
+    if module.code.dynamic and (there & (first > before)).any():
+        raise ValueError(f"position_ids jump ahead while the cache holds {past} tokens, and {module.code.code} turns "
+                         "these again: read the text in one call")
+    if module.code.slopes is not None and (there & (first > before)).any(): refuse_jump(module.code)
+
 # %% ../../nbs/4_model/05_attention.ipynb #cd43f33d
 def projected(module, hidden_states): # queries [B, H, L, D], keys and values [B, Hk, L, D]
     "Return a layer's queries, keys and values before rotation."
@@ -230,36 +289,157 @@ def sink_view(module,         # the layer
     return dict(position=position.to(query.device), sink_query=query)
 
 # %% ../../nbs/4_model/05_attention.ipynb #569b8a6c
+class View(NamedTuple):
+    "What some queries of a layer look at."
+    bare: torch.Tensor     # queries before rotation [B, H, L, D]
+    query: torch.Tensor    # [B, H, L, D]
+    key: torch.Tensor      # [B, Hk, N, D]
+    value: torch.Tensor    # [B, Hk, N, D]
+    position: torch.Tensor # int64 [B or 1, L], or None
+    padding: torch.Tensor  # bool [B, N], or None: all are real
+    mask: torch.Tensor     # which keys each query sees [B, 1 or H, L, N], or None: those of the span
+
+    def part(self, b, start, end): # of row b, queries and keys from `start` to before `end`
+        "Return the view of one of several texts in a row."
+        cut = lambda t: t[b:b+1, :, start:end]
+        padding = None if self.padding is None else self.padding[b:b+1, start:end]
+        position = self.position.expand(len(self.query), -1)[b:b+1, start:end]
+        return View(*map(cut, self[:4]), position, None if padding is None or padding.all() else padding, None)
+
+# %% ../../nbs/4_model/05_attention.ipynb #569b8a6d
+def one_text(module, view): # [B, L, H, D]
+    "Return attention over a layer's span, in rows of one text each."
+    dropout, code = module.attention_dropout*module.training, module.code
+    sinks = sink_view(module, view.bare, view.key.shape[2], view.position, view.padding)
+    if code.dynamic: return dynamic_attention(module, *view[1:6], module.scaling)
+    return attention(module, *view[1:4], view.padding, module.scaling, dropout, **sinks)[0]
+
+def texts_apart(module, view, starts): # [B, L, H, D]; starts: bool [B or 1, L]
+    "Return attention over a layer's span for texts that are packed in rows, each by itself."
+    rows, L = [], view.query.shape[2]
+    for b, row in enumerate(starts.expand(len(view.query), -1)):
+        cuts = [0, *row.nonzero()[:, 0].tolist(), L]
+        rows.append(torch.cat([one_text(module, view.part(b, *ends)) for ends in zip(cuts, cuts[1:])], 1))
+    return torch.cat(rows)
+
+# %% ../../nbs/4_model/05_attention.ipynb #569b8a6f
+def refuse_with_mask(module):
+    "Raise ValueError if a layer's span cannot be kept under a mask of every query."
+    if module.asked or module.code.dynamic:
+        what = f"window={module.window}, sinks={module.sinks}" if module.asked else str(module.code.code)
+        raise ValueError(f"an attention_mask of shape [B, 1, Q, K] says itself which keys are seen, and {what} cannot "
+                         "be kept with it: give one of shape [B, T]")
+
+# %% ../../nbs/4_model/05_attention.ipynb #569b8a70
+def refuse_weights(module, view):
+    "Raise ValueError if the weights of a layer's attention are not to be had."
+    if module.code.dynamic:
+        raise ValueError(f"output_attentions=True is not to be had with {module.code.code}, whose keys are turned anew "
+                         "for every block of queries")
+    if view.mask is None and module.sinks and view.key.shape[2] > module.window:
+        raise ValueError(f"output_attentions=True is not to be had for texts longer than window={module.window} with "
+                         f"sinks={module.sinks}: give sinks=0")
+
+# %% ../../nbs/4_model/05_attention.ipynb #569b8a71
+def look(module, view, starts, weights): # ([B, L, H, D], [B, H, L, N] or None); weights: whether they are wanted
+    "Return what a layer's queries get from what they see."
+    L, N, slopes, dropout = view.query.shape[2], view.key.shape[2], module.code.slopes, module.attention_dropout
+    dropout *= module.training
+    if view.mask is not None: refuse_with_mask(module)
+    elif not weights: return (one_text(module, view) if starts is None else texts_apart(module, view, starts)), None
+    if weights: refuse_weights(module, view)
+    mask = given_mask(view.mask, slopes) if view.mask is not None else \
+        logits_mask(L, N, module.window, slopes, view.padding, starts, view.query.device)
+    if not weights: return masked_by_query(*view[1:4], mask, module.scaling, dropout).transpose(1, 2), None
+    out, seen = weighed_attention(*view[1:4], mask, module.scaling, dropout)
+    return out.transpose(1, 2), seen
+
+# %% ../../nbs/4_model/05_attention.ipynb #569b8a72
+def check_implementation(name # of an attention implementation of transformers
+                        ):
+    "Raise ValueError for another attention than the one that keeps a code and a span."
+    if name != "pispiral":
+        raise ValueError(f"attn_implementation={name!r} would lose this model's position code and span: allowed: "
+                         "pispiral, with output_attentions=True if need be; kernels are `load_model`'s attn_backend")
+
+def set_own_implementation(model, attn_implementation, *args, **kwargs):
+    "What `set_attn_implementation` does on a model with a position code."
+    check_implementation(attn_implementation)
+
+# %% ../../nbs/4_model/05_attention.ipynb #569b8a73
 def attention_forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None,
-                      position_ids=None, **kwargs): # ([B, L, width], None)
+                      position_ids=None, output_attentions=False, **kwargs): # ([B, L, width], [B, H, L, N] or None)
     "Project, rotate, cache, attend, project: the forward of an attention layer whose rotation is its position code's."
+    check_implementation(self.config._attn_implementation)
     bare, k, v = projected(self, hidden_states)
-    q, code = bare, self.code
-    if code.rotates and not code.dynamic: q, k = (rotate(t, *position_embeddings) for t in (q, k))
-    if past_key_values is not None:
-        for layer in past_key_values.layers[self.layer_idx:self.layer_idx + 1]: check_same_span(layer, self)
+    q, L = bare, bare.shape[2]
+    if self.code.rotates and not self.code.dynamic: q, k = (rotate(t, *position_embeddings) for t in (q, k))
+    layer, past, starts = layer_of(past_key_values, self), 0, None
+    if layer is not None: past = int(layer.get_seq_length())
+    check_goes_on(self, position_ids, attention_mask, past)
+    if layer is not None:
         k, v = past_key_values.update(k, v, self.layer_idx)
-    sinks = sink_view(self, bare, k.shape[2], position_ids, attention_mask)
-    if code.dynamic: out = dynamic_attention(self, q, k, v, position_ids, attention_mask, self.scaling)
-    else: out, _ = attention(self, q, k, v, attention_mask, self.scaling, self.attention_dropout*self.training, **sinks)
-    return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), None
+        check_shown(layer, k.shape[2], past + L, L, self.window)
+    padding, mask = split_mask(attention_mask, past + L, L, k.shape[2])
+    if mask is None and position_ids is not None and not past: starts = text_starts(position_ids, padding)
+    check_bias(self, position_ids, None if padding is None else padding[:, -L:])
+    out, weights = look(self, View(bare, q, k, v, position_ids, padding, mask), starts, output_attentions)
+    return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
 
 # %% ../../nbs/4_model/05_attention.ipynb #53bdd18e
 FAMILY = ("llama", "mistral", "qwen2", "qwen3") # models whose layers are made as `attention_forward` makes them
 
+def check_family(config # transformers'
+                ):
+    "Raise ValueError for a model whose attention is not causal attention in layers of the Llama family."
+    kind = config.model_type
+    if kind not in FAMILY:
+        raise ValueError(f"{kind!r} is not a model of the Llama family: allowed: {', '.join(FAMILY)}")
+    if not getattr(config, "is_causal", True):
+        raise ValueError(f"is_causal=False: this {kind} sees what comes after a token, and no span here does")
+    if getattr(config, "is_heterogeneous", False):
+        raise ValueError(f"per_layer_config of this {kind} makes layers differ, and here they must be alike")
+    types = set(getattr(config, "layer_types", None) or ()) if kind.startswith("qwen") else set()
+    if others := types - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"layer_types of {', '.join(sorted(others))}: allowed: full_attention, sliding_attention")
+    if "sliding_attention" in types and not config.sliding_window:
+        raise ValueError(f"layer_types of this {kind} slide, and use_sliding_window=False leaves sliding_window=None")
+    if kind == "llama" and getattr(config, "sliding_window", None):
+        raise ValueError(f"sliding_window={config.sliding_window} of a llama: transformers lets its cache slide while "
+                         "its layers see all; take it out of the config, and give `window` here")
+
+# %% ../../nbs/4_model/05_attention.ipynb #53bdd18f
 def attention_layers(model # a transformers causal LM
                     ):     # its attention layers, in order
-    "Return a model's attention layers; ValueError if it is not of the Llama family or has windows of its own."
+    "Return a model's attention layers; ValueError if it is not of the Llama family."
+    check_family(model.config)
     inner = getattr(model, "model", None)
     layers = [getattr(l, "self_attn", None) for l in getattr(inner, "layers", [])]
-    whole = all(hasattr(l, "q_proj") and hasattr(l, "o_proj") for l in layers)
-    if model.config.model_type not in FAMILY or not layers or not hasattr(inner, "rotary_emb") or not whole:
-        raise ValueError(f"{model.config.model_type!r} is not a model of the Llama family: allowed: "
-                         f"{', '.join(FAMILY)}")
-    if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
-        raise ValueError("this model slides a window of its own over some layers: set use_sliding_window=False in its "
-                         "config and give `window` here")
-    return layers
+    if layers and hasattr(inner, "rotary_emb") and all(hasattr(l, "q_proj") and hasattr(l, "o_proj") for l in layers):
+        return layers
+    raise ValueError(f"this {type(model).__name__} has no attention layers with q_proj and o_proj in model.layers")
+
+# %% ../../nbs/4_model/05_attention.ipynb #53bdd191
+def own_windows(config # transformers'
+               ):      # [int, or None: all keys], one a layer
+    "Return how many keys a query of each layer sees by a model's own config."
+    if config.model_type == "mistral": return [config.sliding_window]*config.num_hidden_layers
+    types = config.layer_types if config.model_type.startswith("qwen") else ["full_attention"]*config.num_hidden_layers
+    return [config.sliding_window if kind == "sliding_attention" else None for kind in types]
+
+def layer_windows(config, # transformers'
+                  window, # keys a query sees, itself included; None: all that the model lets it see
+                  sinks,  # first tokens that stay in sight
+                  dynamic=False # is the position code dynamic NTK?
+                 ):       # [int, or None: all keys], one a layer
+    "Return the window of each layer; ValueError if there is no such span, or if the model's own are all narrower."
+    check_span(window, sinks, dynamic)
+    own = own_windows(config)
+    if window and all(w and w < window for w in own):
+        raise ValueError(f"window={window} is wider than the model's own: its layers see at most {max(own)} keys")
+    found = [min(window, w) if window and w else window or w for w in own]
+    for w in set(found): check_span(w, sinks if window else 0, dynamic)
+    return found
 
 # %% ../../nbs/4_model/05_attention.ipynb #06c34a69
 def layer_backend(layer,   # an attention layer
@@ -274,18 +454,20 @@ def layer_backend(layer,   # an attention layer
 # %% ../../nbs/4_model/05_attention.ipynb #ca0b56d2
 def install_attention(model,       # a transformers causal LM of the Llama family
                       code,        # a PositionCode made for its config
-                      window=None, # keys a query sees, itself included; None: all
+                      window=None, # keys a query sees, itself included; None: all that the model lets it see
                       sinks=0,     # first tokens that stay in sight when the window has slid past them
                       backend=None # one of `BACKENDS` or "auto"; None: the one that the layers have, else "auto"
                      ):            # the same model, changed in place
     "Make a model use a position code and an attention span; ValueError if its layers are of another kind."
     layers, weight = attention_layers(model), model.model.embed_tokens.weight
-    check_span(window, sinks, code.dynamic)
+    windows = layer_windows(model.config, window, sinks, code.dynamic)
     backend = layer_backend(layers[0], weight, backend)
     model.model.rotary_emb = code.to(weight.device)
-    for layer in layers:
+    for layer, seen in zip(layers, windows):
         object.__setattr__(layer, "code", model.model.rotary_emb) # not a submodule of each layer: it is one, shared
-        layer.window, layer.sinks, layer.backend = window, sinks if window else 0, backend
+        layer.window, layer.sinks, layer.backend, layer.asked = seen, sinks if window else 0, backend, window
         layer.forward = types.MethodType(attention_forward, layer)
     model.config._attn_implementation = "pispiral"
+    model.set_attn_implementation = types.MethodType(set_own_implementation, model)
+    if getattr(model, "generation_config", None): model.generation_config.disable_compile = True # caches are exchanged
     return model

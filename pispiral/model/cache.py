@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SLACK', 'new_buffers', 'write_end', 'same_kind', 'GrowingLayer', 'slide', 'SlidingLayer', 'restore', 'WindowLayer',
-           'StreamCache', 'new_cache']
+           'StreamCache', 'new_layer', 'new_cache']
 
 # %% ../../nbs/4_model/10_cache.ipynb #b204bee5
 from transformers.cache_utils import Cache, DynamicLayer
+from ..memory.states import BatchChanges
 
 # %% ../../nbs/4_model/10_cache.ipynb #90438341
 def new_buffers(like, # [B, Hk, ., D] keys or values
@@ -74,7 +75,7 @@ def slide(new,   # buffers to write into, [B, Hk, ., D]
         buffer[..., sinks:keep, :] = tail
 
 # %% ../../nbs/4_model/10_cache.ipynb #148cabe7
-class SlidingLayer(DynamicLayer):
+class SlidingLayer(BatchChanges, DynamicLayer):
     "The keys and values that a window and its sinks can still see, in a buffer that does not grow."
     def __init__(self,
                  window:int,     # keys a query sees, itself included
@@ -114,6 +115,13 @@ class SlidingLayer(DynamicLayer):
         self.seen += new
         write_end(self.buffers, self.held + new, (key_states, value_states))
         return self.show(self.held + new)
+
+    def change(self, f): # what is done to the batch dimension of every tensor
+        "Go on with other texts of a batch."
+        if self.buffers is None: return
+        self.buffers = [f(b) for b in self.buffers]
+        self.marks = {n: [f(t) for t in copies] for n, copies in self.marks.items()}
+        self.show(self.held)
 
 # %% ../../nbs/4_model/10_cache.ipynb #35d07ca6
 def restore(buffers, # to write into, [B, Hk, ., D]
@@ -157,11 +165,18 @@ class StreamCache(Cache):
         for layer in self.layers: layer.mark()
 
 # %% ../../nbs/4_model/10_cache.ipynb #d9c22649
-def new_cache(model,        # the model that will fill it; its window decides whether the cache is bounded
+def new_layer(window,   # keys a query sees, or None: all
+              sinks=0,  # first tokens that stay in sight
+              room=0,   # tokens to set aside room for
+              chunk=512 # tokens a pass
+             ):         # an empty layer of a cache
+    "Return a layer that holds what a span can still see: bounded if it is a window."
+    return GrowingLayer(room) if window is None else WindowLayer(window, sinks, chunk)
+
+def new_cache(model,        # the model that will fill it; its windows decide which layers are bounded
               room:int=0,   # tokens to set aside room for
               chunk:int=512 # tokens a pass
              ):             # an empty transformers Cache
-    "Return a KV cache: bounded if the model has a window, else with room for `room` tokens, and growing if need be."
-    first, n = model.model.layers[0].self_attn, model.config.num_hidden_layers
-    if first.window is None or first.code.dynamic: return StreamCache(layers=[GrowingLayer(room) for _ in range(n)])
-    return StreamCache(layers=[WindowLayer(first.window, first.sinks, chunk) for _ in range(n)])
+    "Return a KV cache: bounded where the model has a window, else with room for `room` tokens, and growing if need be."
+    layers = [layer.self_attn for layer in model.model.layers]
+    return StreamCache(layers=[new_layer(None if l.code.dynamic else l.window, l.sinks, room, chunk) for l in layers])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..base.timing import timed
+from .finite import check_finite, run_pass
 
 # %% ../../nbs/4_model/11_prefill.ipynb #d6711301
 CHUNK = 512 # tokens a forward pass reads during prefill
@@ -37,12 +38,13 @@ def prefill(model,              # as `load_model` gives it
             tick:Callable=None, # called with the number of tokens after each pass
             marks=()            # places to mark in the cache on the way
            ):                   # [vocab] fp32 logits after the last token
-    "Read a prompt chunk by chunk into a cache."
+    "Read a prompt chunk by chunk into a cache; FloatingPointError after a chunk whose logits are not finite."
     ids = torch.from_numpy(np.array(ids, dtype=np.int64)).to(model.device)
     start = cache.get_seq_length()
     for end in chunk_ends(start, len(ids), chunk, marks):
-        logits = model(ids[None, start:end], past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = run_pass(model, cache, ids[None, start:end], end, logits_to_keep=1)
         if tick: tick(end - start)
+        check_finite(logits, end, model, cache, ids[None, start:end])
         if end in marks: cache.mark()
         start = end
     return logits[0, -1].float()

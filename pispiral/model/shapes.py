@@ -21,7 +21,7 @@ CONFIGS = Path(pispiral.__file__).parent/"configs"
 
 def public_shapes(): # {name: dict(hub, source, parameters, config)}
     "Return the shapes that come with the package."
-    return {p.stem: json.loads(p.read_text()) for p in sorted(CONFIGS.glob("*.json"))}
+    return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(CONFIGS.glob("*.json"))}
 
 # %% ../../nbs/4_model/06_shapes.ipynb #1b1a942f
 def public_config(name:str # of `public_shapes`, or the hub id of one

@@ -8,9 +8,12 @@ __all__ = ['kept_mask', 'MASK_ROWS', 'check_span', 'visible', 'alibi_bias', 'pas
 
 # %% ../../nbs/4_model/04_spans.ipynb #72bc4664
 from functools import lru_cache
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
+
+from ..base.values import kind_of
 
 # %% ../../nbs/4_model/04_spans.ipynb #1f0357b0
 def check_span(window,       # keys a query sees, itself included; None: all
@@ -18,9 +21,13 @@ def check_span(window,       # keys a query sees, itself included; None: all
                dynamic=False # the position code is dynamic NTK
               ):
     "Raise ValueError unless a window and its sinks make a span."
+    for name, value in (("window", window), ("sinks", sinks)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise ValueError(f"{name}={value!r} is {kind_of(value)}, and a whole number of tokens belongs here")
     if window is not None and window < 1:
         raise ValueError(f"window={window} is not a span: it must be at least 1, or None for all")
-    if sinks < 0: raise ValueError(f"sinks={sinks} is not a number of tokens: it must be at least 0")
+    if sinks is None or sinks < 0: raise ValueError(f"sinks={sinks} is not a number of tokens: it must be at least 0")
+    if window is None and sinks: raise ValueError(f"sinks={sinks} without a window: all tokens are in sight as it is")
     if window is not None and sinks >= window: raise ValueError(f"sinks={sinks} must be fewer than window={window}")
     if sinks and window and dynamic:
         raise ValueError("sinks are not defined for dynamic_ntk, whose base changes along the text: use sinks=0")

@@ -121,6 +121,6 @@ def quantized_cache(model,         # with full attention
                     kind:str="nf4" # one of `CACHES`
                    ):              # an empty transformers Cache
     "Return a cache in 4 bits for full attention; ValueError if its package is absent or the model has a window."
-    check_kind(kind, model.model.layers[0].self_attn.window)
+    check_kind(kind, next((w for l in model.model.layers if (w := l.self_attn.window) is not None), None))
     if kind == "nf4": return Cache(layers=[Nf4Layer() for _ in range(model.config.num_hidden_layers)])
     return QuantizedCache(kind, model.config)

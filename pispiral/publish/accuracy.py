@@ -9,14 +9,18 @@ __all__ = ['LENGTHS', 'accuracy_entry', 'accuracy_table', 'markdown_cell', 'mark
 import pandas as pd
 
 from ..evidence.history import migrate_profile, value_at
+from .asked import scored_items
 from .style import in_order
+from ..verdict.identity import identity_words
 from ..verdict.stats import wilson
 
 # %% ../../nbs/8_publish/03_accuracy.ipynb #477a5d57
-def accuracy_entry(scores, # of one method at one length, in [0, 1]
+def accuracy_entry(rows,   # items of one method at one length, labelled
                    ci:bool # with the interval
                   ) -> str: # 0.80 [0.38, 0.96] (n=5)
-    "Return mean, interval and count in a few characters."
+    "Return mean, interval and count of what was asked in a few characters, or whose answers these are by identity."
+    scores = rows.score[rows.same.isna()]
+    if scores.empty: return identity_words(rows.same)
     low, high = wilson(scores.sum(), len(scores))
     return f"{scores.mean():.2f}{f' [{low:.2f}, {high:.2f}]' if ci else ''} (n={len(scores)})"
 
@@ -24,11 +28,9 @@ def accuracy_entry(scores, # of one method at one length, in [0, 1]
 def accuracy_table(items,        # lines of items.jsonl
                    ci:bool=False # with Wilson's 95 % interval
                   ) -> pd.DataFrame: # rows: mode; columns: length in tokens; "not run" where nothing was scored
-    "Return the accuracy of each method at each length, over depths, haystacks and seeds."
-    rows = pd.DataFrame(items if isinstance(items, pd.DataFrame) else list(items))
-    rows = rows.reindex(columns=["key", "mode", "length", "score"]).dropna(subset=["mode", "length", "score"])
-    rows = rows[~rows.key.duplicated() | rows.key.isna()].astype({"length": int, "score": float})
-    table = {L: {m: accuracy_entry(g.score, ci) for m, g in at.groupby("mode")} for L, at in rows.groupby("length")}
+    "Return the accuracy of each method in each setting at each length, over depths, haystacks and seeds."
+    rows = scored_items(items).astype({"length": int, "score": float})
+    table = {L: {m: accuracy_entry(g, ci) for m, g in at.groupby("mode")} for L, at in rows.groupby("length")}
     return pd.DataFrame(table, index=pd.Index(in_order(rows["mode"]), name="mode"),
                         columns=pd.Index(sorted(table), name="length")).fillna("not run")
 

@@ -14,18 +14,20 @@ from pathlib import Path
 import typst
 from tqdm import tqdm
 
+from ..base.text import all_visible
 from ..codes.harmonics import convergents
 from ..codes.phase import phase
 from ..evidence.records import write_json
 from .figures.run import all_figures
-from .formats import proportion, to_typst
+from .formats import accuracy_cell, to_typst
 from .registry import attempt
-from .results import Results
+from .results import Results, main_rows
 from .stills import as_image
 from .style import PAGE, in_order
 from .tables.run import run_tables
 from ..verdict.decision import decide
 from ..verdict.gates import VERDICTS
+from ..verdict.identity import same_names
 
 # %% ../../nbs/8_publish/20_paper.ipynb #5abbc167
 SETTINGS = dict(model="model", medium_model="large.medium.model", heavy_model="large.heavy.model", machine="machine",
@@ -63,27 +65,31 @@ def beyond(items, # of the needle sweep
            candidate:str="hybrid",
            baseline:str="rope"
           ) -> dict: # length, and the accuracy of both there
-    "Return the longest length that both methods were asked."
-    lengths = [set(items[items["mode"] == m].length) for m in (candidate, baseline)]
+    "Return the longest length that both methods were asked, and what they answered there."
+    asked = items[items.same.isna()]
+    lengths = [set(asked[asked["mode"] == m].length) for m in (candidate, baseline)]
     if not (both := set.intersection(*lengths)): return {}
-    at = items[items.length == max(both)]
-    entry = lambda m: proportion(at[at["mode"] == m].score).text
+    at = asked[asked.length == max(both)]
+    entry = lambda m: accuracy_cell(at[at["mode"] == m]).text
     return dict(length=str(int(max(both))), candidate=entry(candidate), baseline=entry(baseline))
 
 # %% ../../nbs/8_publish/20_paper.ipynb #ea5ddbd0
 def counts(res:Results) -> dict: # of text
-    "Return how many questions, gates and minutes."
+    "Return how many questions were asked, how many answers are known by identity, and how many gates and minutes."
     verdicts, seconds = [g.verdict for g in res.gates], [r.get("seconds") for r in res.rec.results.values()]
-    known = [s for s in seconds if s is not None]
-    return dict(items=str(len(res.rec.items)) if len(res.rec.items) else None, gates=str(len(verdicts)),
+    known, same = [s for s in seconds if s is not None], same_names(res.rec.items)
+    told = lambda n: str(n) if len(same) else None
+    return dict(items=told(same.isna().sum()), identity=told(same.notna().sum()), gates=str(len(verdicts)),
+                verdicts=", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS),
                 minutes=f"{sum(known)/60:.1f}" if known else None, **{v: str(verdicts.count(v)) for v in VERDICTS})
 
 # %% ../../nbs/8_publish/20_paper.ipynb #568e2138
-def decision_values(res:Results) -> dict: # holds, branches, claims, dropped, actions
+def decision_values(res:Results) -> dict: # holds, branches, claims, dropped, elsewhere, actions
     "Return what the decision rules make of the gates; actions that type the same command are one."
     d, actions = decide(res.gates), {}
     for a in d.actions: actions.setdefault(a.command, []).append(a.gate)
     return dict(holds=", ".join(d.holds).replace("_", " "), claims=d.claims, dropped=d.dropped,
+                elsewhere=d.elsewhere,
                 branches=[dict(name=b.name.replace("_", " "), title=b.title) for b in d.branches if b.holds],
                 actions=[dict(command=c, gates=g) for c, g in actions.items()])
 
@@ -103,13 +109,14 @@ def theory() -> dict: # period, convergents
                 convergents=", ".join(str(q) for _, q in convergents("pi", 5) if q > 1))
 
 # %% ../../nbs/8_publish/20_paper.ipynb #f4c8b7c3
-def task_values(items # of the run, without the ablations' own
+def task_values(items # of `main_rows`
                ) -> dict: # niah, tasks, beyond
     "Return what the tasks' sections say."
-    qa = {m: proportion(g.score).text for m, g in items[items.task == "shortqa"].groupby("mode")}
+    qa = {key: accuracy_cell(g).text for key, g in items[items.task == "shortqa"].groupby(["model", "mode"])}
+    each = {model: in_order(m for o, m in qa if o == model) for model, _ in qa}
+    told = [f"{model}: " + "; ".join(f"{m} {qa[model, m]}" for m in modes) for model, modes in each.items()]
     lengths = sorted(int(n) for n in items[items.task == "niah"].length.unique())
-    return dict(niah=dict(lengths=", ".join(map(str, lengths)) or None),
-                tasks=dict(shortqa="; ".join(f"{m} {qa[m]}" for m in in_order(qa)) or None))
+    return dict(niah=dict(lengths=", ".join(map(str, lengths)) or None), tasks=dict(shortqa=". ".join(told) or None))
 
 # %% ../../nbs/8_publish/20_paper.ipynb #a70133cd
 def placed_figures(figures # of Drawn
@@ -126,11 +133,12 @@ def paper_values(res:Results,
                  figures=() # of Drawn
                 ) -> dict:  # nested, texts and lists of texts
     "Return everything that the paper may say about a run."
-    items = res.rec.items[res.rec.items.phases.map(lambda s: s != {6}).astype(bool)]
+    items = main_rows(res.rec)
+    own = items[(items.task == "niah") & (items.model == res.setting("model"))]
     tables, assets = run_tables(res), res.run.get("assets") or {}
     return dict(
         title=TITLE, run=run_values(res), counts=counts(res), theory=theory(), **task_values(items),
-        beyond=beyond(items[items.task == "niah"], res.setting("candidate", "hybrid")),
+        beyond=beyond(own, res.setting("candidate", "hybrid")),
         gates={g.id: dict(statement=g.statement, verdict=g.verdict, reason=g.reason.removesuffix("."))
                for g in res.gates},
         decision=decision_values(res), unfinished=[f"phase {p}" for p in res.missing], not_run=left_out(res),
@@ -174,7 +182,7 @@ def make_paper(res:Results,
     values = paper_values(res, [d for d, _ in images])
     with tempfile.TemporaryDirectory() as tmp:
         for name in ("paper.typ", "references.bib"): shutil.copy(Path(source)/name, tmp)
-        write_json(Path(tmp)/"values.json", values)
+        write_json(Path(tmp)/"values.json", all_visible(values))
         for t in tables: write_bytes(Path(tmp)/"tables"/f"{t.name}.typ", to_typst(t).encode())
         for (_, image), f in zip(images, values["figures"]): write_bytes(Path(tmp)/f["file"], image)
         pdf = compile_pdf(tmp, "paper.typ")

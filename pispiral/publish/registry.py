@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..base.registry import Registry
+from ..base.text import first_line
 
 # %% ../../nbs/8_publish/00_registry.ipynb #e7768704
 FIGURE_ROOMS = tuple(f"pispiral.publish.figures.{room}" for room in
@@ -62,6 +63,5 @@ def attempt(what:str,     # "figure 'drift'"
     "Return what is made, or None after one line on stderr that names what failed and why."
     try: return make()
     except Exception as e:
-        first = (str(e).strip().splitlines() or [""])[0]
-        problems[what] = f"{type(e).__name__}: {first}"
+        problems[what] = f"{type(e).__name__}: {first_line(str(e))}"
         print(f"{what} is left out: {problems[what]}", file=sys.stderr)

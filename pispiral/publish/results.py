@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..evidence.contrasts import side_names
 from ..evidence.history import value_at
 from ..evidence.records import SCHEMA
 from ..verdict.gates import evaluate_gates, load_gates
 from ..verdict.pairs import NotRun, Records, load_records
-from ..verdict.variants import variants_of
+from .asked import labelled
+from ..verdict.rules.ablations import asked_side_by_side, plans
 
 # %% ../../nbs/8_publish/05_results.ipynb #696e3cfd
 PHASE_COUNT = 11 # 0 to 10
@@ -94,15 +96,10 @@ def not_ablations(items # frame with the phases that list an item
 
 # %% ../../nbs/8_publish/05_results.ipynb #fc0af36a
 def main_rows(rec # records
-             ) -> pd.DataFrame: # items
-    "Return the items in the profile's own configuration, without what only the ablations asked."
-    rows = rec.items[not_ablations(rec.items)].copy()
-    for name in ("irrational", "hybrid_K"):
-        own = value_at(rec.profile, f"code.{name}")
-        if own is not None and name in rows: rows = rows[rows[name].isna() | (rows[name] == own)]
-    for name in ("haystack", "model"): rows[name] = rows[name].fillna("not recorded")
-    rows["model"] += [f" in {q}" if isinstance(q, str) else "" for q in rows.quantize] # other weights, another model
-    return rows
+             ) -> pd.DataFrame: # items; `same` is the method that was asked instead, or None
+    "Return what more than the ablations asked, under labels that keep settings apart."
+    rows = labelled(rec.items[not_ablations(rec.items)], rec.items)
+    return rows.assign(haystack=rows.haystack.fillna("not recorded"))
 
 # %% ../../nbs/8_publish/05_results.ipynb #1bae5129
 def read_csv(path,   # a record of a phase; it need not exist
@@ -131,22 +128,25 @@ def measurements(rec # records
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=MEASURED)
 
 # %% ../../nbs/8_publish/05_results.ipynb #2a5461a5
-VARIED = ["setting", "mode", "variant", "length", "score", "pair", "seed"]
+VARIED = ["setting", "mode", "variant", "length", "score", "pair", "seed", "same"]
 
 # %% ../../nbs/8_publish/05_results.ipynb #f2d59b14
-def variants_in(rec,    # records
-                setting # one of its settings
-               ) -> list: # of frames, one a method
-    "Return the items that were asked under several values of one setting."
-    try: return [part[part.pair.isin(wide.index)].assign(setting=setting, variant=lambda rows: rows[setting])[VARIED]
-                 for mode, wide, part in variants_of(rec, setting)]
+def variants_in(rec,     # records
+                contrast # of `planned_contrasts`
+               ) -> list: # of frames, one a side; none where nothing was asked of both
+    "Return the draws of both sides of a contrast."
+    try: table = asked_side_by_side(rec, 6, contrast.a, contrast.b, contrast.where).table
     except NotRun: return []
+    pair = table.task + " " + table.length.map(str) + " " + table.seed.map(str)
+    return [table.assign(setting=contrast.name, mode=contrast.where, variant=name, pair=pair, same=None,
+                         score=table[f"score_{side}"])[VARIED]
+            for side, name in zip("ab", side_names(contrast))]
 
 # %% ../../nbs/8_publish/05_results.ipynb #a76e7161
 def variants(rec # records
-            ) -> pd.DataFrame: # setting, mode, variant, length, score, pair, seed: one row an item and setting
-    "Return the items of the ablations under each setting that they vary."
-    parts = [part for setting in rec.settings for part in variants_in(rec, setting)]
+            ) -> pd.DataFrame: # setting, mode, variant, length, score, pair, seed, same: one row a draw and side
+    "Return the draws of the ablations under each planned contrast."
+    parts = [part for contrast in plans(rec.profile) for part in variants_in(rec, contrast)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=VARIED)
 
 # %% ../../nbs/8_publish/05_results.ipynb #d2e71fe0

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPARE', 'METHOD_LOOKS', 'COLUMN', 'PAGE', 'INK', 'GREY', 'FAINT', 'FONT', 'AXIS', 'TITLE', 'LEGEND', 'ACCURACY_SCALE',
            'Look', 'hashed_look', 'code_looks', 'family', 'variant_look', 'method_look', 'in_order', 'line_of',
-           'marker_of', 'rgba', 'style', 'token_label', 'token_axis', 'short_accuracy', 'ink_on', 'titled',
-           'nothing_measured', 'panels', 'outer_ticks', 'axis_names', 'frame', 'scored_items', 'count_range', 'plain',
+           'marker_of', 'rgba', 'ring_of', 'hatching', 'style', 'token_label', 'token_axis', 'short_accuracy', 'ink_on',
+           'titled', 'nothing_measured', 'panels', 'outer_ticks', 'axis_names', 'frame', 'count_range', 'plain',
            'figure_stem', 'save_stills', 'save_page', 'with_origin', 'save_figure']
 
 # %% ../../nbs/8_publish/02_style.ipynb #0b2d65b1
@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..base.files import write_text
+from ..base.text import first_line
 from ..base.timing import timed
 from ..codes.registry import CODES
 from ..evidence.records import digest
@@ -53,7 +54,7 @@ def code_looks() -> dict: # {name: Look}, in the order of registration
 def family(label:str # of a method
           ): # name of a code, or None
     "Return the code whose variant a label names."
-    return max((c for c in code_looks() if label.startswith(c + "_")), key=len, default=None)
+    return max((c for c in code_looks() if label.startswith((c + "_", c + ", "))), key=len, default=None)
 
 # %% ../../nbs/8_publish/02_style.ipynb #70945b7e
 def variant_look(code:str # name of the family
@@ -103,6 +104,23 @@ def rgba(colour:str, # "#rrggbb"
         ) -> str:    # rgba()
     "Return a translucent colour."
     return f"rgba({', '.join(str(int(colour[i:i + 2], 16)) for i in (1, 3, 5))}, {alpha})"
+
+# %% ../../nbs/8_publish/02_style.ipynb #3db76874
+def ring_of(label:str,    # of a method
+            size:float=15 # px
+           ) -> dict:
+    "Return the marker of what is known by identity."
+    return dict(color=method_look(label).colour, symbol="circle-open", size=size, line_width=2)
+
+# %% ../../nbs/8_publish/02_style.ipynb #8990bb06
+def hatching(cells # (column, row) of a map
+            ) -> go.Scatter:
+    "Return diagonal strokes over the cells of a map."
+    strokes = [(x + a, x + b, y + c, y + d) for x, y in cells
+               for a, b, c, d in ((-.5, 0, 0, -.5), (-.5, .5, .5, -.5), (0, .5, .5, 0))]
+    return go.Scatter(x=[v for a, b, *_ in strokes for v in (a, b, None)], hoverinfo="skip", showlegend=False,
+                      y=[v for *_, c, d in strokes for v in (c, d, None)], mode="lines",
+                      line=dict(color="rgba(128, 128, 128, .8)", width=1))
 
 # %% ../../nbs/8_publish/02_style.ipynb #ad719289
 COLUMN, PAGE = 480, 960 # px; 8.5 and 17 cm in print
@@ -227,16 +245,6 @@ def frame(rows,   # dicts, or a DataFrame
     "Return rows as a frame with fixed columns."
     return pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows)).reindex(columns=columns)
 
-# %% ../../nbs/8_publish/02_style.ipynb #c1d5b72d
-def scored_items(items # lines of items.jsonl
-                ) -> pd.DataFrame: # one row an item, scores numeric
-    "Return the items that were scored, each once."
-    rows = frame(items, ["key", "model", "mode", "task", "haystack", "length", "score", "config", "window"])
-    rows["score"], rows["length"] = pd.to_numeric(rows.score), pd.to_numeric(rows.length)
-    rows = rows[rows[["score", "length"]].notna().all(axis=1)]
-    rows = rows[~rows.key.duplicated() | rows.key.isna()]
-    return rows.assign(config_hash=[digest([c, str(w)]) for c, w in zip(rows.config, rows.window)])
-
 # %% ../../nbs/8_publish/02_style.ipynb #d359004e
 def count_range(values # numbers
                ) -> str: # "5" or "3 to 5"
@@ -273,7 +281,7 @@ def save_stills(fig,    # styled
             out[f] = stem.with_name(f"{stem.name}.{f}")
             out[f].write_bytes(data)
     except (ValueError, ImportError, OSError, RuntimeError) as e:
-        why = (str(e).strip().splitlines() or [""])[0]
+        why = first_line(str(e))
         print(f"{stem.name}: {', '.join(f for f in formats if f not in out)} not written ({type(e).__name__}: {why})")
     return out
 

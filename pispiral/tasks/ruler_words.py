@@ -12,13 +12,15 @@ from itertools import chain
 from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
-from wonderwords import RandomWord
 
+from ..base.text import utf8_files
 from .assets import prose
 from .haystacks import NOISE_LINE, noise_lines
 from .registry import register_task
 from .tokens import (Item, assemble, chat_split, frame, item_rng, line_ids, once_per_tokenizer,
                                    sentence_ids, token_ids)
+
+with utf8_files(): from wonderwords import RandomWord # its word lists are UTF-8
 
 # %% ../../nbs/3_tasks/11_ruler_words.ipynb #8d30fd7f
 _VT_HEAD = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"

@@ -8,7 +8,7 @@ __all__ = ['METRICS', 'string_match_all', 'string_match_part', 'exact', 'token_f
            'score']
 
 # %% ../../nbs/3_tasks/06_scoring.ipynb #7ae1cf6b
-import re, string
+import re, string, unicodedata
 from collections import Counter
 
 from ..base.errors import one_of
@@ -88,13 +88,22 @@ def first_integer(answer:str, refs): # 0.0 or 1.0
     return float(found is not None and found[0] == str(refs[0]))
 
 # %% ../../nbs/3_tasks/06_scoring.ipynb #b5aa9a8d
+def _in_a_row(wanted, said):
+    "Whether words follow one another among others."
+    return bool(wanted) and any(said[i:i + len(wanted)] == wanted for i in range(len(said)))
+
 def whole_word(answer:str, refs): # 0.0 or 1.0
     "Return 1 if the reference is a word of the answer after punctuation has become blanks (kv_retrieval)."
-    return float(refs[0] in _words(answer, "\n:\"'.,?!{}"))
+    words = lambda text: _words(text, "\n:\"'.,?!{}")
+    return float(_in_a_row(words(refs[0]), words(answer)))
+
+def _name(text):
+    "The words of a name: without accents' two spellings, case and punctuation but hyphens."
+    return re.sub(r"[^\w-]|_", " ", unicodedata.normalize("NFC", text).casefold()).split()
 
 def whole_name(answer:str, refs): # 0.0 or 1.0
-    "Return 1 if the reference, in capitals, is a word of the answer in any case (longdialogue_qa_eng)."
-    return float(refs[0] in [w.upper() for w in _words(answer, "\n:\"'.,?!{}")])
+    "Return 1 if a reference is a name in the answer, in any case (longdialogue_qa_eng)."
+    return float(any(_in_a_row(_name(r), _name(answer)) for r in refs))
 
 # %% ../../nbs/3_tasks/06_scoring.ipynb #f17f7db9
 def first_number(answer:str, refs): # 0.0 or 1.0
@@ -121,9 +130,9 @@ _SAID = ("answer is:", "answer:", "answer is", "option is")
 def choice(answer:str, refs): # 0.0 or 1.0
     "Return 1 if the answer names the right option by letter or text (longbook_choice_eng)."
     answer = answer.strip()
+    if exact(answer, refs): return 1.
     if answer[:1] in tuple("ABCD"): return float(answer[0] in refs)
-    if answer in refs: return 1.
-    text = re.sub(" {2,}", " ", answer.translate(str.maketrans(dict.fromkeys("\n\"'.,?!{}", " "))))
+    text = re.sub(" {2,}", " ", answer.translate(str.maketrans(dict.fromkeys("\n\"'.,?!{}()[]*", " "))))
     for said in _SAID:
         if said in text: return float(text.partition(said)[2][1:].startswith(tuple(refs)))
     return float(next((w in refs for w in text.split() if w in "ABCD"), False))

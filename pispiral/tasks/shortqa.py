@@ -46,6 +46,7 @@ def shortqa_item(tok, # a transformers tokenizer
     drawn, depths = _draw(rng), rng.random(len(_FACTS)).round(6).tolist()
     name, (_, question, answer, _), word = drawn[0]
     facts = [fact.format(n=n, x=x) for n, (fact, *_), x in drawn]
-    fields = assemble(tok, _INTRO, haystack("prose", tok, seed), facts, depths, "\n" + question.format(n=name),
+    page = haystack("prose", tok, seed, of=("shortqa",), length=length)
+    fields = assemble(tok, _INTRO, page, facts, depths, "\n" + question.format(n=name),
                       answer.format(n=name), length, max_new=8)
     return Item(task="shortqa", seed=seed, expected=(word,), **fields)

@@ -13,7 +13,7 @@ from typing import Callable
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 from ..base.deadline import OutOfTime, left
 from ..base.errors import one_of
 from ..base.files import replace_file
+from ..base.values import Checked
 
 # %% ../../nbs/5_training/00_loop.ipynb #d6a727f0
 PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
-class TrainConfig(BaseModel):
+class TrainConfig(Checked):
     "How to train, whatever is trained."
-    model_config = ConfigDict(extra="forbid", frozen=True)
     steps: int = Field(300, ge=1)
     batch: int = Field(32, ge=1)                 # examples a step
     lr: float = Field(3e-3, gt=0)                # at its peak
@@ -35,7 +35,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(.01, ge=0)
     clip: float = Field(1., gt=0)                # largest gradient norm
     precision: str = "fp32"                      # or "bf16" or "fp16": autocast, weights stay float32
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     eval_every: int = Field(50, ge=1)            # steps between held-out accuracies and checkpoints
     target: float | None = Field(None, ge=0, le=1) # stop at this held-out accuracy
     patience: int | None = Field(None, ge=1)     # stop after so many evaluations without a better one

@@ -10,9 +10,10 @@ __all__ = ['DIGITS', 'VALUES', 'MARKER', 'ASK', 'VOCAB', 'check_gap', 'NanoConfi
 import numpy as np
 import torch
 import torch.nn as nn
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from ..base.values import Checked
 from ..codes.registry import code, make_code
 from ..memory.attach import adapters, attach
 from ..memory.config import AttractorConfig
@@ -33,9 +34,8 @@ def check_gap(cfg): # a NanoConfig
         raise ValueError(f"length={cfg.length} leaves no place for a needle: it must be at least "
                          f"gap + {VALUES + 2} = {cfg.shortest}")
 
-class NanoConfig(BaseModel):
+class NanoConfig(Checked):
     "A nano model, its task and its training."
-    model_config = ConfigDict(extra="forbid", frozen=True)
     layers: int = Field(2, ge=1)
     d: int = Field(64, ge=8)
     heads: int = Field(4, ge=1)
@@ -45,7 +45,7 @@ class NanoConfig(BaseModel):
     attractor: AttractorConfig | None = AttractorConfig(inject_layers=1, injection="cross_attention",
                                                         alpha_policy="fixed", alpha=1.)
     gate_loss: float = Field(1., ge=0)          # weight of what the gates are told
-    seed: int = 0                               # of weights and training texts
+    seed: int = Field(0, ge=0, lt=2**32)                           # of weights and training texts
     train: TrainConfig = TrainConfig(steps=700, batch=64, lr=5e-3, eval_every=50, target=.998)
 
     @property

@@ -14,6 +14,7 @@ import torch
 
 from ..model.cache import new_cache
 from ..model.decode import greedy
+from ..model.finite import check_finite
 from ..model.prefill import prefill
 from .nano import VALUES, nano_prompt
 
@@ -27,7 +28,8 @@ def _answers(model,
     step = lambda ids: model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     with torch.inference_mode():
         for part in prompts.split(chunk, 1): logits = step(part)
-        for _ in range(VALUES):
+        for i in range(VALUES):
+            check_finite(logits, prompts.shape[1] + i, model)
             said.append(logits.argmax(-1))
             logits = step(said[-1][:, None])
     return torch.stack(said, 1)

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
+from ..base.values import Checked
 from ..memory.attach import adapters, has_hook, leave
 from ..memory.scan import unit_vectors
 from ..memory.states import KeylessLayer, StateLayer
@@ -25,9 +26,8 @@ from .passages import SINKS
 from .pool import padded
 
 # %% ../../nbs/5_training/04_objective.ipynb #9ba30c6b
-class RetrievalConfig(BaseModel):
+class RetrievalConfig(Checked):
     "What a memory is trained on."
-    model_config = ConfigDict(extra="forbid", frozen=True)
     pool: int = Field(8000, ge=32)         # needles
     gap: int = Field(131072, ge=64)        # longest distance, tokens
     leak: float = Field(4., ge=1)          # the hay's part is multiplied by up to this

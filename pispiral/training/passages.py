@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..tasks.assets import prose
-from ..tasks.haystacks import haystack
+from ..tasks.haystacks import haystack, page_start
 from ..tasks.needles import draw_key
-from ..tasks.tokens import chat_split, item_rng, sentence_lead, token_ids
+from ..tasks.tokens import chat_split, sentence_lead, token_ids
 from .sentences import QUESTIONS, needle_sentence
 
 # %% ../../nbs/5_training/02_passages.ipynb #passages05
@@ -62,12 +62,13 @@ def train_hay(tok, n=HAY): # Hay
 ROOM = 6 # characters that are surely enough for a token of prose
 
 def unseen_seeds(length, # tokens of an item
-                 n       # seeds
+                 n,      # seeds
+                 of=()   # what else the prose is drawn from, as `haystack` takes it
                 ):       # [int]
-    "The first n seeds of prose haystacks that hold nothing of what is trained on."
+    "Return the first n seeds whose page of prose holds nothing of what is trained on."
     docs, out, seed = prose(), [], 0
     while len(out) < n:
-        first = int(item_rng("prose", seed).integers(len(docs)))
+        first, _ = page_start(seed, length, of)
         after = sum(map(len, docs[first:])) - len(docs[first])
         if first >= len(docs)//TRAINED and after > ROOM*length: out.append(seed)
         seed += 1

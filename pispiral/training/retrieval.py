@@ -18,6 +18,7 @@ from ..base.files import write_text
 from ..memory.attach import adapters, attach, memory_parameters
 from ..memory.checkpoint import base_identity, save_memory
 from ..memory.config import AttractorConfig
+from ..model.weights import held_weights
 from ..tasks.tokens import token_ids
 from .loop import TrainConfig, train
 from .objective import RetrievalConfig, retrieval_loss
@@ -101,7 +102,8 @@ def train_retrieval(model, tok,
     params = {k: p.requires_grad_(True) for k, p in memory_parameters(model).items()}
     accuracy = lambda: held_out_accuracy(model, held, cfg, end)
     loss_of = lambda step, rng: retrieval_loss(model, pool, how.batch, rng, cfg, end)
-    recipe = dict(attractor=memory.model_dump(mode="json"), data=cfg.model_dump(mode="json"), base=base_identity(model))
+    base = {**base_identity(model), "weights": held_weights(model)}
+    recipe = dict(attractor=memory.model_dump(mode="json"), data=cfg.model_dump(mode="json"), base=base)
     curve = [dict(step=0, accuracy=accuracy())]
     curve += train(params, loss_of, accuracy, how, folder, recipe, "training", quiet)
     if folder: keep_trained(model, folder, memory, cfg, how, curve, command)

@@ -15,14 +15,16 @@ from ..base.errors import one_of
 from ..base.registry import Registry
 
 # %% ../../nbs/7_verdict/03_registry.ipynb #d433b742
-ROOMS = ("checks", "short_guard", "gain", "curves", "cost", "retrieval", "ablations", "spectra")
+ROOMS = ("checks", "short_guard", "gain", "curves", "cost", "retrieval", "ablations", "spectra", "attribution")
 RULES = Registry("a rule", modules=[f"pispiral.verdict.rules.{room}" for room in ROOMS], group="pispiral.gates")
 
 # %% ../../nbs/7_verdict/03_registry.ipynb #153dcc52
-def register_rule(name=None # None: the function's own
+def register_rule(name=None, # None: the function's own
+                  scope=None # function (profile, phase, **thresholds) -> Scope; None: any profile can decide it
                  ): # decorator of a function rule(rec, phase, *, thresholds…) -> dict
     "Register a rule under a name that a gate can give."
     def register(rule):
+        rule.scope = scope
         RULES.add(name or rule.__name__, rule, source=rule.__module__)
         return rule
     return register
@@ -37,6 +39,9 @@ class Gate(BaseModel):
     source: str # "plan phase N" or "guide phase N"
     rule: str # a name in `RULES`
     thresholds: dict = {} # the rule's keyword arguments
+    profiles: list[str]|None = None # shipped profiles that can decide it, the nearest first; None: every one
+    estimand: str = "" # what is estimated, over what
+    control: str = "" # what must fail the same test
     settle: str = "" # command that would decide it where it is inconclusive
 
 # %% ../../nbs/7_verdict/03_registry.ipynb #af1b412d
@@ -104,14 +109,17 @@ def register_gate(id:str,        # "<phase>.<name>"
                   statement:str, # the claim; {candidate} is the name of the method that the run is about
                   source:str,    # where the claim comes from
                   settle:str="", # the command that would decide it
+                  estimand:str="", # what is estimated, over what
+                  control:str="", # what must fail the same test
+                  scope=None,    # as of `register_rule`
                   **thresholds   # of the rule
                  ): # decorator of a function rule(rec, phase, *, thresholds…) -> dict
     "Register a function as the rule of a gate that no file has."
     def register(rule):
         gate = checked_gate(dict(id=id, phase=phase_of(id), statement=statement, source=source, settle=settle,
-                                 rule=rule.__name__, thresholds=thresholds))
+                                 estimand=estimand, control=control, rule=rule.__name__, thresholds=thresholds))
         check_thresholds(gate, rule)
-        register_rule()(rule)
+        register_rule(scope=scope)(rule)
         GATES.add(id, gate, source=rule.__module__)
         return rule
     return register

@@ -121,7 +121,8 @@ def spectral_report(table): # DataFrame: mode; flatness, spike_to_floor (dB), pe
 # %% ../../../nbs/9_lab/10_phases_diagnostics.ipynb #889f14f6
 EXPECTED = {"7.fewer_artifacts": "fewer collisions than RoPE", "7.flat_spectrum": "a flat spectrum",
             "7.no_ppl_oscillation": "a loss that does not oscillate"} # what the plan expects, by gate
-IN_WORDS = {"pass": "supported", "fail": "NOT supported", "inconclusive": "open", "not run": "not measured"}
+IN_WORDS = {"pass": "supported", "fail": "NOT supported", "inconclusive": "open", "not run": "not measured",
+            "out of scope": "out of scope here"}
 
 def expectations(run): # markdown
     "Return what the measurements say about each of the plan's expectations of the spiral."

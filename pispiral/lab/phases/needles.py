@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'last_logits', 'candidate_equals_rope', 'needles', 'sanity_questions', 'niah_grid', 'niah_rows',
-           'needle_minutes', 'niah_plan', 'gain_gates', 'decided', 'late_items', 'verdict_so_far', 'ask_needles',
-           'plan_row', 'left_out_text', 'plan_report']
+           'needle_minutes', 'niah_plan', 'ask_needles', 'plan_row', 'left_out_text', 'plan_report']
 
 # %% ../../../nbs/9_lab/05_phases_needles.ipynb #bac795b4
 from collections import Counter
@@ -19,15 +18,11 @@ from ...evidence.plan import plan
 from ...evidence.profiling import Rates, Shape
 from ...evidence.ram import memory_parts
 from ..methods import memories, settings
-from ..places import gate_file
 from ...model.load import set_code
 from ...model.cache import new_cache
 from ...model.prefill import prefill
 from ...tasks.niah import niah_item
 from ...tasks.shortqa import shortqa_item
-from ...verdict.gates import load_gates
-from ...verdict.registry import filled_gate
-from ...verdict.sequential import early_gain_verdict
 
 # %% ../../../nbs/9_lab/05_phases_needles.ipynb #5fb9f133
 @torch.inference_mode()
@@ -108,60 +103,13 @@ def niah_plan(tok, profile, shape:Shape, rates:Rates): # Plan
     announce("needle sweep", chosen.seconds)
     return chosen
 
-# %% ../../../nbs/9_lab/05_phases_needles.ipynb #e05c150f
-def gain_gates(profile): # {baseline: Gate}
-    "Return phase 3's gates of a gain over a baseline that this profile asks, the candidate filled in."
-    gates = [filled_gate(g, profile.model_dump()) for g in load_gates(gate_file())]
-    return {g.thresholds["baseline"]: g for g in gates if g.phase == 3 and g.rule == "gain"
-            and {g.thresholds["baseline"], g.thresholds["candidate"]} <= {*profile.needles.methods}}
-
-# %% ../../../nbs/9_lab/05_phases_needles.ipynb #96420fce
-def decided(gate, scores, hashes): # verdict or None
-    "Return a gain gate's verdict so far, from {(method, prompt hash): score} and these prompts of its baseline."
-    limits = gate.thresholds
-    mine, other = ([scores.get((limits[who], h)) for h in hashes] for who in ("candidate", "baseline"))
-    pairs = [(a, b) for a, b in zip(mine, other) if a is not None]
-    return early_gain_verdict(*map(list, zip(*pairs)), limits["min_gain"], limits["alpha"]) if pairs else None
-
-# %% ../../../nbs/9_lab/05_phases_needles.ipynb #f1695a19
-def late_items(questions, profile, baselines): # {baseline: [Item]}
-    "Return each baseline's needles beyond the native length, in the order in which they are asked."
-    late = lambda it: it.length > profile.native_length and it.haystack == "repeat"
-    order = lambda it: (it.seed, it.depth, it.length)
-    return {m: sorted((it for name, it in questions if name == m and late(it)), key=order) for m in baselines}
-
-# %% ../../../nbs/9_lab/05_phases_needles.ipynb #570d7abc
-def verdict_so_far(gate, method, items, records, profile): # pass, fail or None
-    "Return a gate's verdict if nothing that is still to be asked of a baseline can change it."
-    scores = {(r["mode"], r["prompt_hash"]): r["score"] for r in records}
-    seen = {it.length for it in items if (method, it.prompt_hash) in scores}
-    wanted = {n for n in profile.needles.long_lengths if n > profile.native_length}
-    if wanted - seen: return None # the gate wants each length
-    verdict = decided(gate, scores, [it.prompt_hash for it in items])
-    return verdict if verdict in ("pass", "fail") else None # an inconclusive one says how many items it lacks
-
 # %% ../../../nbs/9_lab/05_phases_needles.ipynb #9fbfe51e
 def ask_needles(phase, model, tok, questions): # records
-    "Ask phase 3's needles; with `needles.looks`, a baseline's long ones only while its gate can still change."
-    p, looks = phase.profile, phase.profile.needles.looks
-    methods = settings(p, p.needles.methods)
-    def ask(some):
-        with torch.inference_mode():
-            return evaluate(model, tok, some, methods, phase.folder, phase.other_logs, memory=memories(p))
-    gates = gain_gates(p) if looks and not p.window else {} # the gates want a baseline without a window
-    late = late_items(questions, p, gates)
-    asked = [q for q in questions if q[0] not in late or q[1] not in late[q[0]]]
-    records = ask(asked)
-    for method, items in late.items():
-        for start in range(0, len(items), looks):
-            if verdict := verdict_so_far(gates[method], method, items, records, p):
-                phase.not_run(f"{len(items) - start} questions of mode {method} beyond {p.native_length:,} tokens",
-                              f"needles.looks={looks}: over this phase's own pairs gate {gates[method].id} "
-                              f"is {verdict} whatever they bring")
-                break
-            asked += [(method, it) for it in items[start:start + looks]]
-            records = ask(asked)
-    return records
+    "Ask phase 3's needles."
+    p = phase.profile
+    with torch.inference_mode():
+        return evaluate(model, tok, questions, settings(p, p.needles.methods), phase.folder, phase.other_logs,
+                        memory=memories(p))
 
 # %% ../../../nbs/9_lab/05_phases_needles.ipynb #64435a60
 def plan_row(number, what, plan, shape, profile, setting): # tuple of text

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'COST_COLUMNS', 'logits_at_end', 'logit_errors', 'answer_of', 'canary', 'stop_unless', 'stream_text',
-           'why_not', 'streamed', 'affordable', 'long_stream', 'span_streams', 'cost_rows', 'shape_rows', 'cost_table']
+           'why_not', 'streamed', 'affordable', 'control_stream', 'long_stream', 'span_streams', 'cost_rows',
+           'shape_rows', 'cost_table']
 
 # %% ../../../nbs/9_lab/06_phases_streams.ipynb #893882ba
 import numpy as np
@@ -16,7 +17,7 @@ from ...evidence.checks import Check
 from ...evidence.progress import Progress
 from ...evidence.profiling import Shape, reading_work, seconds_for
 from ...evidence.ram import free_memory, memory_parts, shortage
-from ...evidence.streams import stream_ids, stream_or_why
+from ...evidence.streams import CONTROL, stream_ids, stream_or_why
 from ..methods import machine_of
 from ...model.load import load_model, set_memory, set_code
 from ...model.shapes import random_model
@@ -58,7 +59,8 @@ def answer_of(model, tok, item): # text
 def canary(model, tok, profile): # Check
     "Check that this device's backend and dtype give fp32's logits, and the needle of 512 tokens."
     item = niah_item(tok, 512, .5, seed=0)
-    reference, _ = load_model(profile.model, dtype="float32", device=str(model.device), attn_backend="sdpa")
+    reference, _ = load_model(profile.model, dtype="float32", device=str(model.device), attn_backend="sdpa",
+                              memory=False)
     errors, said = logit_errors(model, reference, item.ids), answer_of(model, tok, item)
     dtype, backend = str(model.dtype)[6:], model.model.layers[0].self_attn.backend
     found, tolerance = item.expected[0] in said, TOLERANCE[dtype]
@@ -120,6 +122,16 @@ def affordable(lengths, shape:Shape, rates, window, minutes): # (lengths within 
     kept = [n for n in lengths if seconds_for(reading_work(shape, 0, n, window), rates) <= 60*minutes]
     return kept, list(lengths[len(kept):])
 
+# %% ../../../nbs/9_lab/06_phases_streams.ipynb #e2bb5fe6
+def control_stream(phase, model, tok,
+                   method,  # the stream's, behind its window
+                   lengths, # at which rows are written
+                   **how    # as `streamed` takes it
+                  ):        # rows
+    "Stream the same text with full attention, over a cache that nothing bounds."
+    if not lengths: return []
+    return streamed(phase, model, tok, method._replace(window=None, sinks=0), lengths, label=CONTROL, **how)
+
 # %% ../../../nbs/9_lab/06_phases_streams.ipynb #0decdfdf
 def long_stream(phase, model, tok): # rows
     "Stream a text in phase 2, as far as the profile asks and its minutes go."
@@ -129,14 +141,17 @@ def long_stream(phase, model, tok): # rows
                            f"beyond streams.minutes={s.minutes:g} on this machine")
     if not kept: return []
     method = phase.profile.method("rope")._replace(name="window", window=s.window, sinks=s.sinks)
-    return streamed(phase, model, tok, method, kept, s.losses, keep=True)
+    rows = streamed(phase, model, tok, method, kept, s.losses, keep=True)
+    return rows + control_stream(phase, model, tok, method, s.control, losses=s.losses)
 
 # %% ../../../nbs/9_lab/06_phases_streams.ipynb #7a813626
 def span_streams(phase, model, tok): # rows
     "Stream a text in phase 3 behind other windows."
     p = phase.profile
     methods = [p.method("rope")._replace(name="window", window=w, sinks=p.streams.sinks) for w in p.spans.windows]
-    return [r for m in methods if p.spans.lengths for r in streamed(phase, model, tok, m, p.spans.lengths)]
+    if not methods or not p.spans.lengths: return []
+    rows = [r for m in methods for r in streamed(phase, model, tok, m, p.spans.lengths)]
+    return rows + control_stream(phase, model, tok, methods[0], p.spans.control)
 
 # %% ../../../nbs/9_lab/06_phases_streams.ipynb #eff3b28d
 def cost_rows(phase, model, tok): # rows
@@ -160,12 +175,14 @@ def shape_rows(phase): # rows
 
 # %% ../../../nbs/9_lab/06_phases_streams.ipynb #c017d56d
 COST_COLUMNS = {"peak MB": ("vram_mb", 0), "tokens/s": ("tokens_per_sec", 0), "a CPU second": ("cpu_tokens_per_sec", 0),
-                "state numbers": ("state_size", None), "loss": ("loss", 3)} # of the table: of system.csv, digits
+                "judged": ("speed", 0), "load": ("load", 1), "state numbers": ("state_size", None),
+                "loss": ("loss", 3)} # of the table: of system.csv, digits
 
 def cost_table(rows, shape=None, rates=None): # DataFrame
     "Return what streams cost; with a shape and rates, the share of the machine's matrix rate that reading reaches."
     if not rows: return pd.DataFrame(columns=["mode", "window", "length"])
     t = pd.DataFrame(rows).replace("", None)
+    t = t.reindex(columns=[*t.columns, *(c for c, _ in COST_COLUMNS.values() if c not in t)]) # of an earlier edition
     out = pd.DataFrame({"model": t.model, "mode": t["mode"], "window": t.window.fillna("all"),
                         "length": pd.to_numeric(t.length)})
     for name, (column, digits) in COST_COLUMNS.items():

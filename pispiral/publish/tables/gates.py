@@ -15,8 +15,9 @@ from ..results import Results
 @register_table("gates")
 def gates_table(res:Results) -> Table: # one row a gate
     "Make the table of gates with their verdicts and evidence."
-    rows = tuple(((g.id, g.statement, g.verdict, g.reason), ()) for g in res.gates)
-    return Table("gates", "Pass gates", ("gate", "claim", "verdict", "evidence"), (), rows)
+    asked = [k for k in ("estimand", "control") if any(getattr(g, k) for g in res.gates)]
+    rows = tuple(((g.id, g.statement, *(getattr(g, k) for k in asked), g.verdict, g.reason), ()) for g in res.gates)
+    return Table("gates", "Pass gates", ("gate", "claim", *asked, "verdict", "evidence"), (), rows)
 
 # %% ../../../nbs/8_publish/18_tables_gates.ipynb #76ad8d30
 @register_table("times")

@@ -7,7 +7,7 @@ __all__ = ['IN_ROWS', 'IN_COLUMNS', 'clear_winner', 'needle_rows', 'lines_by_len
            'niah_cells']
 
 # %% ../../../nbs/8_publish/13_tables_needles.ipynb #7f5c22f5
-from ..formats import Table, proportion
+from ..formats import Table, accuracy_cell
 from ..registry import register_table
 from ..results import Results, main_rows
 from ..style import in_order
@@ -19,7 +19,8 @@ def clear_winner(rows,      # items of one row of a table: pair, score and the l
                  alpha=.05  # error over all its comparisons
                 ):          # label, or None
     "Return the label that beats every other on the items they share; None where no test says so."
-    wide = rows.pivot_table(index="pair", columns=by, values="score", aggfunc="first")
+    asked = rows[rows.same.isna()] if "same" in rows else rows
+    wide = asked.pivot_table(index="pair", columns=by, values="score", aggfunc="first")
     if wide.shape[1] < 2: return None
     best, ps = wide.mean().idxmax(), []
     for other in wide.columns.drop(best):
@@ -29,8 +30,9 @@ def clear_winner(rows,      # items of one row of a table: pair, score and the l
     return best if max(holm(ps)) < alpha else None
 
 # %% ../../../nbs/8_publish/13_tables_needles.ipynb #06cc63fa
-IN_ROWS = ("Entries are mean accuracy with Wilson's 95 % interval and n, the number of items. Bold: better than every "
-           "other entry of its row by a paired test at 5 %, Holm-corrected.")
+IN_ROWS = ("Entries are mean accuracy with Wilson's 95 % interval and n, the number of items asked. Bold: better than "
+           "every other entry of its row by a paired test at 5 %, Holm-corrected. = rope: the same answers as rope by "
+           "identity, not asked and in no count.")
 IN_COLUMNS = IN_ROWS.replace("of its row", "of its column")
 
 # %% ../../../nbs/8_publish/13_tables_needles.ipynb #105ff99d
@@ -45,7 +47,7 @@ def lines_by_length(part,   # items of one model and haystack
                    ) -> list: # (method, entries)
     "Return a line a method, the best entry of each column in bold."
     best = {n: clear_winner(part[part.length == n]) for n in lengths}
-    entry = lambda m, n: proportion(part[(part["mode"] == m) & (part.length == n)].score, best[n] == m)
+    entry = lambda m, n: accuracy_cell(part[(part["mode"] == m) & (part.length == n)], best[n] == m)
     return [(m, [entry(m, n) for n in lengths]) for m in in_order(part["mode"])]
 
 # %% ../../../nbs/8_publish/13_tables_needles.ipynb #3a6ba3be
@@ -69,7 +71,7 @@ def lines_by_method(rows,  # items
     for key, part in rows.groupby(list(keys), dropna=False):
         best = clear_winner(part)
         out.append((tuple(f"{k:g}" if isinstance(k, float) else k for k in key),
-                    [proportion(part[part["mode"] == m].score, m == best) for m in modes]))
+                    [accuracy_cell(part[part["mode"] == m], m == best) for m in modes]))
     return tuple(out)
 
 # %% ../../../nbs/8_publish/13_tables_needles.ipynb #0a201394
