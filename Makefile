@@ -15,7 +15,7 @@ export PYTHONUTF8 := 1
 
 # Pinned to requirements.lock, sums and all, on the Python it was made for; elsewhere the ranges of pyproject.toml decide.
 $(VENV)/.installed: pyproject.toml requirements.lock
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"pispiral needs Python 3.10 to 3.12, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...")'
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"pispiral needs Python 3.10 to 3.13, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...")'
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check torch==2.13.0
 	install="$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check"; \

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -34,6 +35,20 @@ def hear_ctrl_c():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SEVERAL = """
+import contextlib, io, json, sys
+from pispiral.cli.main import app
+said = []
+for words in json.loads(sys.argv[1]):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: app(words)
+        except SystemExit as e: code = e.code or 0
+    said.append((code, out.getvalue(), err.getvalue()))
+print("\\n" + json.dumps(said))
+"""
+
+
 class Cli:
     "The `pispiral` command in a process group of its own."
     def start(self, *words):
@@ -46,6 +61,16 @@ class Cli:
         done = CliRunner().invoke(app, [str(w) for w in words])
         assert done.exit_code == expect, f"exit {done.exit_code}\n{done.output}\n{done.exception!r}"
         return done.stdout, done.stderr
+
+    def together(self, *commands, expect=0):
+        "Commands one after the other in one fresh process, which imports once: output and errors of each."
+        words = json.dumps([[str(w) for w in command] for command in commands])
+        done = subprocess.run([sys.executable, "-c", SEVERAL, words], cwd=ROOT, capture_output=True, text=True,
+                              encoding="utf-8", timeout=1500)
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout.split("\n")[-2])
+        for command, (code, out, err) in zip(commands, said): assert code == expect, f"{command}: {code}\n{out}\n{err}"
+        return [(out, err) for _, out, err in said]
 
     def __call__(self, *words, expect=0):
         process = self.start(*words)

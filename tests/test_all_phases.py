@@ -7,6 +7,11 @@ import nbformat
 from conftest import ROOT
 
 
+def contents(folder):
+    "Every file of a run with what is in it, but for paper, report and kit, which a finished run makes again."
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "published" not in p.parts}
+
+
 def test_whole_plan_in_the_smoke_profile(runs, cli):
     out, err = cli("run", "--profile", "smoke")
     assert "pass gates of run 'smoke'" in out and "2.hybrid_short" in out and "IPKernelApp" not in err
@@ -24,7 +29,10 @@ def test_whole_plan_in_the_smoke_profile(runs, cli):
     assert {g["id"] for g in heavy["gates"] if g["verdict"] != "not run"} == {"5.bounded_memory", "5.stable_retrieval"}
     setup = json.loads((runs/"smoke"/"phase_00"/"result.json").read_text(encoding="utf-8"))
     assert setup["checks"]["numeric_canary"]["ok"] is True
-    out, _ = cli("run", "--profile", "smoke")
-    assert out.count("done already") == 11
-    assert "done" in cli("status", "smoke")[0] and "Decision" in cli("decide", "smoke")[0]
-    cli("validate", "smoke", "--phase", "2")
+    before = contents(runs/"smoke")
+    (again, _), (status, _), (decision, _), _ = cli.together(
+        ["run", "--profile", "smoke"], ["status", "smoke"], ["decide", "smoke"], ["validate", "smoke", "--phase", "2"])
+    assert again.count("done already") == 11 and "done" in status and "Decision" in decision
+    _, err = cli.here("run", "--profile", "smoke", "--set", "code.hybrid_K=1024", "--run-id", "smoke", expect=2)
+    assert "code.hybrid_K: 2048 there, 1024 here" in err
+    assert contents(runs/"smoke") == before

@@ -12,7 +12,7 @@ from pispiral.codes.registry import CODES, code_with
 from pispiral.evidence import evaluate
 from pispiral.evidence.evaluate import ask_prompts
 from pispiral.evidence.streams import described
-from pispiral.memory.config import AttractorConfig
+from pispiral.memory.keyed_config import KeyedConfig
 from pispiral.model.cache import new_cache
 from pispiral.model.decode import answers
 from pispiral.model.load import set_code, set_memory
@@ -117,6 +117,70 @@ def test_rope_is_plain_transformers_or_refused(tmp_path, seed, kind):
         for way in (padded, packed, masked): torch.testing.assert_close(way(model), way(plain), **near)
 
 
+SIZES = {torch.float32: 1e-5, torch.bfloat16: None, torch.float16: None}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", SIZES, ids=str)
+@pytest.mark.parametrize("kind", TYPES)
+def test_rope_is_plain_at_every_length_in_every_dtype(tmp_path, kind, dtype):
+    "Within the original length, at its end, and beyond it; a half dtype is as near to fp32 as plain transformers is."
+    exact = saved(config_of(0, kind)[0], tmp_path)
+    try: model = ours(tmp_path, dtype=str(dtype)[6:])
+    except ValueError as e:
+        assert kind in ("dynamic", "longrope") and f"rope_type={kind!r}" in str(e) and "keys in a cache" in str(e)
+        return
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+    for length in (1, ORIGINAL - 7, ORIGINAL, ORIGINAL + 1, LENGTH):
+        with torch.inference_mode(): got, same, want = (m(IDS[:, :length]).logits for m in (model, plain, exact))
+        away = 1e-5 if SIZES[dtype] else 1.5*float((same - want).abs().max()) + 1e-5
+        assert float((got - want).abs().max()) <= away
+
+
+def with_rope(folder, target, **rope):
+    "The plain model of a folder with other rope parameters, at a length that it is to reach."
+    config = AutoConfig.from_pretrained(folder)
+    config.rope_parameters = {"rope_theta": config.rope_parameters["rope_theta"], **rope}
+    config.max_position_embeddings = target
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+
+
+LISTS = dict(short_factor=[1. + i/9 for i in range(8)], long_factor=[1. + i for i in range(8)])
+RIVALS = dict(linear=dict(), yarn=dict(), llama3=dict(low_freq_factor=1., high_freq_factor=4.), longrope=LISTS)
+
+
+@pytest.mark.parametrize("target", [ORIGINAL - 4, 4*ORIGINAL])
+@pytest.mark.parametrize("kind", RIVALS)
+def test_a_stretch_is_transformers_own_however_it_is_read(tmp_path, kind, target):
+    saved(config_of(0, "default")[0], tmp_path)
+    there = {} if kind == "linear" else dict(original_max_position_embeddings=ORIGINAL)
+    plain = with_rope(tmp_path, target, rope_type=kind, factor=max(target/ORIGINAL, 1.), **RIVALS[kind], **there)
+    model = ours(tmp_path, pos=kind, target_length=target, **RIVALS[kind])
+    ids = IDS[:, :min(target, LENGTH)]
+    with torch.inference_mode():
+        want, cache = plain(ids).logits, new_cache(model)
+        in_parts = torch.cat([model(part, past_key_values=cache).logits for part in ids.split(17, 1)], 1)
+        for got in (model(ids).logits, in_parts): torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_longrope_keeps_what_a_model_came_with(tmp_path):
+    plain = saved(config_of(0, "longrope")[0], tmp_path)
+    for length, target in ((ORIGINAL, ORIGINAL), (LENGTH, 4*ORIGINAL)): # one list each, by the length to be reached
+        with torch.inference_mode(): want = plain(IDS[:, :length]).logits
+        model = ours(tmp_path, pos="longrope", own=True, target_length=target)
+        with torch.inference_mode():
+            torch.testing.assert_close(model(IDS[:, :length]).logits, want, atol=1e-5, rtol=0)
+            if length == LENGTH: torch.testing.assert_close(in_chunks(model, 13), want, atol=1e-5, rtol=0)
+
+
+def test_dynamic_ntk_is_rope_up_to_the_native_length_bit_for_bit(tmp_path):
+    saved(config_of(0, "default")[0], tmp_path)
+    rope, dynamic = (ours(tmp_path, pos=pos) for pos in ("rope", "dynamic_ntk"))
+    with torch.inference_mode():
+        assert torch.equal(rope(IDS[:, :ORIGINAL]).logits, dynamic(IDS[:, :ORIGINAL]).logits)
+        assert not torch.equal(rope(IDS).logits, dynamic(IDS).logits)
+
+
 def tiny(folder, kind="default", seed=5):
     "A Mistral with a window of 24 unless another config is asked for."
     return saved(config_of(seed, kind)[0], folder)
@@ -160,7 +224,7 @@ def test_a_stretch_replaces_a_stretch(tmp_path, kind):
     config = AutoConfig.from_pretrained(tmp_path/"came")
     config.rope_parameters["rope_theta"] = AutoConfig.from_pretrained(tmp_path/"plain").rope_parameters["rope_theta"]
     config.save_pretrained(tmp_path/"came")
-    stretching = [p for p in CODES if "target_length" in CODES[p].params.model_fields]
+    stretching = [p for p in CODES if "factor" in CODES[p].params.model_fields]
     for pos in [p for p in stretching if kind not in ("dynamic", "longrope") or p != "hybrid"]:
         how = code_with(pos, target_length=512, hybrid_K=16).params.model_dump()
         mine, want = (ours(tmp_path/name, pos=pos, **how).model.rotary_emb for name in ("came", "plain"))
@@ -204,7 +268,7 @@ def test_nan_after_memory_ran_out_is_a_failed_item(monkeypatch):
 
 def test_nan_under_a_memory_is_a_failed_item(tmp_path):
     tiny(tmp_path, seed=0)
-    model = set_memory(ours(tmp_path), AttractorConfig(layers=(2,)))
+    model = set_memory(ours(tmp_path), KeyedConfig(layers=(2,)))
     hook = broken(model, 0, 3)
     with torch.inference_mode(), pytest.raises(FloatingPointError, match="first in layer 0, in float32"):
         list(answers(model, [IDS[0, :90].numpy()], [9], chunk=32))
@@ -219,6 +283,6 @@ def test_what_has_one_text_refuses_several(tmp_path):
         model(IDS[:, :70], position_ids=places[:, :70], past_key_values=cache)
         with pytest.raises(ValueError, match="position_ids go back while the cache holds 70 tokens"):
             model(IDS[:, 70:], position_ids=places[:, 70:], past_key_values=cache)
-        set_memory(model, AttractorConfig(layers=(1,)))
+        set_memory(model, KeyedConfig(layers=(1,)))
         with pytest.raises(ValueError, match="would share one memory"): model(IDS, position_ids=places)
         assert model(IDS, position_ids=places.sort().values*2 + torch.arange(LENGTH)).logits.isfinite().all()

@@ -18,8 +18,8 @@ REFERENCE = {
     "inconclusive": ("2.hybrid_short 3.gain_over_rope 3.gain_over_rope_ntk 3.flat_memory 5.bounded_memory "
         "6.harmonic_is_yarn 6.ranking 6.attractor_share ").split(),
     "fail": ("2.pi_spiral_short 7.fewer_artifacts 7.flat_spectrum ").split(),
-    "out of scope": ("2.flat_memory 2.stable_throughput 3.smooth_decay 3.no_oscillation 4.stable_4bit "
-        "5.stable_retrieval 6.pi_on_learned 7.no_ppl_oscillation ").split(),
+    "out of scope": ("2.flat_memory 2.stable_throughput 3.gain_over_best_rival 3.smooth_decay 3.no_oscillation "
+        "4.stable_4bit 5.stable_retrieval 6.pi_on_learned 7.no_ppl_oscillation ").split(),
     "not run": ("4.gain_over_rope 4.gain_over_rope_ntk 6.hybrid_harmonics 6.hybrid_gate 6.hybrid_stretch 6.pi_vs_prng "
         "6.non_periodic_gain ").split(),
 }  # verdict -> gates

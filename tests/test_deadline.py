@@ -13,7 +13,7 @@ def test_a_session_without_time_begins_no_phase(runs, cli):
 
 
 def test_status_says_what_is_left(runs, cli):
-    cli("run", "--profile", "smoke", "--phases", "9", "--set", "max_hours=0.000000001", expect=3)
+    cli.here("run", "--profile", "smoke", "--phases", "9", "--set", "max_hours=0.000000001", expect=3)
     (runs/"smoke"/"phase_03").mkdir()
     (runs/"smoke"/"phase_03"/"result.json").write_text(json.dumps(dict(status="stopped", left="3 of 4 questions left")))
     assert phase_left(runs/"smoke", 3) == "3 of 4 questions left" and run_status(runs/"smoke")[3]["state"] == "stopped"

@@ -10,7 +10,8 @@ from pispiral.verdict.decision import decide, decision_markdown
 from pispiral.verdict.gates import evaluate_gates, load_gates
 
 GATES = load_gates(ROOT/"nbs"/"profiles"/"gates.yaml")
-ELSEWHERE = {"6.pi_on_learned"}  # no profile has models that learned with each irrational yet
+# no profile has models that learned with each irrational yet, and demo chooses no rival
+ELSEWHERE = {"6.pi_on_learned", "3.gain_over_best_rival"}
 
 
 def judged(folder, **truth):

@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from conftest import ROOT
 from pispiral.evidence.records import read_log
-from pispiral.lab.kaggle import build, dataset_state, pull, push
+from pispiral.lab.kaggle import build, dataset_state, kaggle_image, not_on_kaggle, own_requirements, pull, push, served
 from test_run import told
 
 BOOK = "phase_03_core.ipynb"
@@ -34,6 +37,33 @@ def image(tmp_path):
     (site/"image.pth").write_text("\n".join(has) + "\n")
     python = tmp_path/"image"/"bin"/"python"
     assert subprocess.run([python, "-c", "import pispiral"], cwd=tmp_path, capture_output=True).returncode
+    return python
+
+
+def needed_by(names):
+    "Installed packages among these, and what they need in turn, as far as that is installed."
+    found, todo = {}, list(names)
+    while todo:
+        if (name := canonicalize_name(todo.pop())) in found: continue
+        try: found[name] = metadata.distribution(name)
+        except metadata.PackageNotFoundError: continue
+        needs = map(Requirement, found[name].requires or ())
+        todo += [r.name for r in needs if not r.marker or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.fixture
+def bare_image(tmp_path):
+    "A Python that has what Kaggle's image lists and what that needs, and nothing that a session must bring along."
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path/"bare"], check=True)
+    (site,) = (tmp_path/"bare").glob("lib/*/site-packages")
+    there = needed_by(kaggle_image()["packages"])
+    for dist in (d for name, d in there.items() if name not in not_on_kaggle()):
+        for top in {f.parts[0] for f in dist.files if f.parts[0] not in ("..", "__pycache__")}:
+            if not (site/top).exists(): (site/top).symlink_to(Path(dist.locate_file(top)))
+    python = tmp_path/"bare"/"bin"/"python"
+    for name in ("pispiral", "bitsandbytes", "kaleido", "typst", "rouge", "gguf"):
+        assert subprocess.run([python, "-c", f"import {name}"], cwd=tmp_path, capture_output=True).returncode, name
     return python
 
 
@@ -115,6 +145,30 @@ def test_two_sessions_equal_one(tmp_path, runs, image, overrides):
         assert read(two) == read(whole)
 
 
+@pytest.mark.slow
+def test_sessions_offline_reach_the_paper(tmp_path, runs, bare_image):
+    "Phases 4 and 5 in 4 bits and phase 9's PDF, each a session that goes on from the one before."
+    before = None
+    for n in (4, 5, 9):
+        folder = build("smoke", n, "someone", tmp_path/f"built{n}", {}, "cut", accelerator="none")
+        session = Session(tmp_path/f"session{n}", bare_image).attach(folder/"dataset", "pispiral-1")
+        if before: session.attach(before.working, f"session-{n}")
+        session.run_all(next(folder.glob("phase_*.ipynb")), tmp_path/"temp")
+        run, before = session.working/"runs"/"cut", session
+        result = json.loads((run/f"phase_{n:02d}"/"result.json").read_text(encoding="utf-8"))
+        assert result["status"] == "done", result
+    assert {p.name for p in run.glob("phase_*")} >= {"phase_04", "phase_05", "phase_09"}
+    assert {r["quantize"] for r in read_log(run/"phase_04"/"items.jsonl")} >= {"nf4"}
+    assert (run/"published"/"paper.pdf").read_bytes()[:5] == b"%PDF-"
+    assert list(session.working.rglob("*.png")) and all(result["checks"][c]["ok"] for c in ("paper", "figures", "kit"))
+
+
+def test_what_a_session_brings_is_all_that_the_image_lacks():
+    packages = kaggle_image()["packages"]
+    for r in own_requirements(): assert served(r, packages) or canonicalize_name(r.name) in not_on_kaggle(), str(r)
+    assert {"bitsandbytes", "kaleido", "typst"} <= {*not_on_kaggle()} and kaggle_image()["python"] in ("3.12", "3.13")
+
+
 def test_a_folder_to_push(tmp_path, runs):
     change = {"needles.haystack": "prose", "max_hours": 2}
     folder = build("smoke", 3, "someone", tmp_path/"out", change, "a.b", session=2)
@@ -150,7 +204,7 @@ def test_a_changed_wheel_is_refused(tmp_path, runs):
 
 @pytest.mark.parametrize("words, says", [
     (("--phase", "11"), "phase=11"), (("--owner", "Some One"), "owner='Some One'"), (("--session", "0"), "session=0"),
-    (("--accelerator", "p100"), "did you mean"), (("--model-source", "x=y"), "'y' is not a model on Kaggle"),
+    (("--accelerator", "p10"), "did you mean"), (("--model-source", "x=y"), "'y' is not a model on Kaggle"),
     (("--profile", "kaggle", "--no-internet"), "model Qwen/Qwen2.5-1.5B-Instruct is on a hub"),
     (("--set", "hybridK=1"), "did you mean 'code.hybrid_K'?"), (("--run-id", "../x"), "run_id='../x'")])
 def test_bad_input_builds_nothing(tmp_path, runs, cli, words, says):

@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM
 
 from pispiral import load_model
 from pispiral.codes.registry import CODES, code, code_with
+from pispiral.lab.trained import packaged_memory
 from pispiral.model.decode import answers
 from pispiral.model.load import resolve, set_code, set_memory
 from pispiral.tasks.niah import niah_item
@@ -41,8 +42,10 @@ def test_generate_with_padding_equals_generate_alone(loaded, pos):
         assert torch.equal(alone, got[:len(alone)])
 
 
-def test_shipped_checkpoint_carries_a_number_out_of_sight():
-    model, tok = load_model(window=256, sinks=4, dtype="float32", memory="smollm2-135m-instruct-numbers")
+def test_a_shipped_memory_carries_a_number_out_of_sight():
+    packaged = packaged_memory("smollm2-135m-instruct")
+    if packaged is None: pytest.skip("no memory is packaged")
+    model, tok = load_model(window=256, sinks=4, dtype="float32", memory=packaged.name)
     items = [niah_item(tok, 1024, .3, seed=s, haystack="repeat") for s in range(100, 104)]
 
     def found():

@@ -314,24 +314,22 @@ def test_a_users_figure_and_table_are_one_file(cli, runs, tmp_path):
     (tmp_path/"mine.py").write_text(PLUGIN)
     assert len(PLUGIN.splitlines()) <= 30
 
-    def made(*words):
-        out, err = cli("--plugin", tmp_path/"mine.py", *words)
-        return out, [line for line in err.splitlines() if "is unfinished" not in line]
-    paths, err = made("figures", "reference")
-    assert "answers_of_a_phase__run-reference.png" in paths and err == [MISTAKES[0]]
-    paths, err = made("tables", "reference", "--out", tmp_path/"tables")
+    commands = [["figures", "reference"], ["tables", "reference", "--out", tmp_path/"tables"],
+                ["report", "reference", "--out", tmp_path], ["paper", "reference", "--out", tmp_path]]
+    said = cli.together(*(["--plugin", tmp_path/"mine.py", *words] for words in commands))
+    outs, errs = zip(*said)
+    (paths, *_), errs = outs, [[line for line in err.splitlines() if "is unfinished" not in line] for err in errs]
+    assert "answers_of_a_phase__run-reference.png" in paths and errs[0] == [MISTAKES[0]]
     assert (tmp_path/"tables"/"questions.md").read_text(encoding="utf-8").startswith("**Questions of each task**")
-    assert "ZeroDivisionError" in (tmp_path/"tables"/"my_other_mistake.md").read_text() and err == [MISTAKES[1]]
-    _, err = made("report", "reference", "--out", tmp_path)
+    assert "ZeroDivisionError" in (tmp_path/"tables"/"my_other_mistake.md").read_text() and errs[1] == [MISTAKES[1]]
     page = (tmp_path/"reference"/"report.html").read_text(encoding="utf-8")
     for said in ("How many questions each phase asked (run reference).", "Questions of each task",
                  "figure &#x27;my_mistake&#x27;"):
         assert said in page, said
-    _, err = made("paper", "reference", "--out", tmp_path)
     text, _ = pdf_text(tmp_path/"paper.pdf")
     plain = " ".join(text.replace("\xad", "").split())
     for said in ("How many questions each phase asked", "Questions of each task", "no_such_thing", "division by zero"):
         assert said in plain, said
-    assert set(err) == set(MISTAKES)
+    assert set(errs[3]) == set(MISTAKES)
     placed = json.loads((tmp_path/"values.json").read_text(encoding="utf-8"))["figures"]
     assert [f["section"] for f in placed if f["name"] == "answers_of_a_phase"] == ["needles"]

@@ -2,12 +2,14 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 
 import psutil
 import pytest
+import yaml
 
 from conftest import BIN, ROOT
 from pispiral.evidence.records import Log, read_log
@@ -49,7 +51,7 @@ def kernels(process):
 
 
 def test_killed_run_goes_on(runs, cli):
-    words = (*UNIT, "--set", "needles.seeds=12", "--run-id") # so many questions that some are left after two kills
+    words = (*UNIT, "--set", "needles.seeds=4", "--run-id") # so many questions that some are left after two kills
     cli(*words, "whole")
     log = runs/"killed"/ITEMS
     process = cli.start(*words, "killed", "--jobs", "2")
@@ -91,13 +93,27 @@ def test_ctrl_c_stops_and_says_how_to_go_on(runs, cli):
     assert len(family) >= 3 and not psutil.wait_procs(family, timeout=20)[1] # the kernel and its workers are gone
 
 
+@pytest.fixture
+def short(tmp_path, monkeypatch):
+    "Another repository with the same notebooks, whose smoke profile asks two needles."
+    for folder in ("profiles", "phases"): shutil.copytree(ROOT/"nbs"/folder, tmp_path/"short"/"nbs"/folder)
+    shutil.copyfile(ROOT/"settings.ini", tmp_path/"short"/"settings.ini")
+    path = tmp_path/"short"/"nbs"/"profiles"/"smoke.yaml"
+    profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+    profile["needles"] |= dict(short_lengths=[256], core_depths=[.2])
+    for suite in ("ruler", "infinitebench"): profile[suite]["tasks"] = []
+    profile["spans"] = dict(lengths=[])
+    path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+    monkeypatch.setenv("PISPIRAL_ROOT", str(tmp_path/"short"))
+
+
 def papermill(tmp_path, *parameters):
     words = [w for name, value in parameters for w in ("-p", name, str(value))]
     return subprocess.run([BIN/"papermill", "nbs/phases/phase_03_core.ipynb", tmp_path/"OUT.ipynb", "-k", "python3",
                            *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
 
 
-def test_bare_papermill(runs, tmp_path):
+def test_bare_papermill(runs, short, tmp_path):
     done = papermill(tmp_path, ("profile", "smoke"), ("pos", "hybrid"), ("hybrid_K", 1024))
     assert done.returncode == 0, done.stderr
     (run,) = (path.parent for path in runs.glob("*/run.json"))
@@ -144,7 +160,8 @@ def test_bad_input_from_a_terminal(runs, cli):
 
 
 def test_a_run_of_another_configuration_is_not_written_over(runs, cli):
-    cli("run", "--profile", "smoke", "--phases", "9", "--run-id", "mine")
+    "Of one that has only been opened; test_all_phases asks the same of a whole one."
+    cli.here("run", "--profile", "smoke", "--set", "max_hours=0.000000001", "--run-id", "mine", expect=3)
     before = {p: p.read_bytes() for p in runs.rglob("*") if p.is_file()}
     _, err = cli.here("run", "--profile", "smoke", "--set", "code.hybrid_K=1024", "--run-id", "mine", expect=2)
     assert "code.hybrid_K: 2048 there, 1024 here" in err

@@ -8,8 +8,7 @@ from asking import save_tiny
 from safetensors.torch import load_file, save_file
 
 from pispiral.evidence.settings import memory_name
-from pispiral.memory.attach import adapters, attach, detach
-from pispiral.memory.config import AttractorConfig
+from pispiral.memory.beside import keyed_memory
 from pispiral.model.load import load_model, resolve, set_memory
 from pispiral.tasks.assets import AssetError
 
@@ -47,7 +46,6 @@ def test_an_adapter_of_peft_is_not_saved_as_a_plain_model(saved, tmp_path):
     with pytest.raises(ValueError, match=r"self_attn\.q_proj\..* is no part of a plain model: merge"):
         save(model, tok, tmp_path)
     assert torch.equal(logits(set_memory(model, None)), answered)  # taking no memory off leaves it alone
-    with pytest.raises(ValueError, match="LoRA of their own"): attach(model, AttractorConfig(layers=(1,), lora_rank=2))
 
 
 def test_an_adapter_of_transformers_is_not_saved_as_a_plain_model(saved, tmp_path):
@@ -69,25 +67,27 @@ def test_a_merged_adapter_comes_back(saved, tmp_path):
     assert torch.equal(logits(again), logits(merged))
 
 
-def test_a_memory_comes_back_with_its_model(saved, tmp_path):
-    model, tok = load(saved, pos="hybrid", hybrid_K=16, target_length=1024)
-    attach(model, AttractorConfig(layers=(1,), inject_at=2, N=9, lora_rank=2))
+KEYED = dict(layers=(1, 2), features=64, value_size=8)
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_a_memory_comes_back_with_its_model(saved, tmp_path, quantize):
+    how = dict(pos="hybrid", hybrid_K=16, target_length=1024, quantize=quantize, memory=KEYED)
+    model, tok = load(saved, **how)
     with torch.no_grad():
-        for k, p in model.named_parameters():
-            if ".attractor." in k or ".lora_" in k: p.normal_(0, .1)
+        for p in keyed_memory(model).parameters(): p.normal_(0, .1)
     again, _ = load(save(model, tok, tmp_path))
-    assert torch.equal(logits(again), logits(model)) and list(adapters(again)) == [1]
+    assert torch.equal(logits(again), logits(model)) and keyed_memory(again).cfg == keyed_memory(model).cfg
+    theirs = keyed_memory(again).state_dict()
+    assert all(torch.equal(theirs[k], t) for k, t in keyed_memory(model).state_dict().items())
     bare, _ = load(tmp_path, memory=False)
-    assert torch.equal(logits(bare), logits(detach(model))) and not adapters(bare)
+    assert torch.equal(logits(bare), logits(set_memory(model, None))) and keyed_memory(bare) is None
 
 
-def test_a_model_in_4_bits_comes_back_with_its_memory(saved, tmp_path):
-    model, tok = load(saved, quantize="nf4")
-    attach(model, AttractorConfig(layers=(1,), N=9))
-    with torch.no_grad():
-        for p in adapters(model)[1].parameters(): p.normal_(0, .1)
-    again, _ = load(save(model, tok, tmp_path))
-    assert torch.equal(logits(again), logits(model))
+def test_a_memory_of_another_tokenizer_is_refused(saved, tmp_path):
+    model, tok = load(saved, memory=dict(KEYED, tokenizer="0123456789abcdef"))
+    with pytest.raises(ValueError, match="trained with another tokenizer: 0123456789abcdef there"):
+        load(save(model, tok, tmp_path))
 
 
 def changed(saved, folder, change):
@@ -105,7 +105,7 @@ QUERIES = "model.layers.1.self_attn.q_proj"
 @pytest.mark.parametrize("change, said", [
     (lambda t: t.pop(f"{QUERIES}.weight"), f"1 are missing, and would be random: {QUERIES}"),
     (lambda t: t.update({f"{QUERIES}.base_layer.weight": t.pop(f"{QUERIES}.weight")}), "1 are missing, and would be"),
-    (lambda t: t.update({"model.layers.1.attractor.out.weight": torch.zeros(2)}), "1 are of another model, or of"),
+    (lambda t: t.update({"model.layers.1.memory.weight": torch.zeros(2)}), "1 are of another model, or of"),
     (lambda t: t.update({"model.norm.weight": torch.zeros(2)}), r"1 have another shape: .*norm.* \(2,\), not \(64,\)")])
 def test_weights_that_do_not_fit_are_refused(saved, tmp_path, change, said):
     with pytest.raises((ValueError, AssetError), match=said) as e: load(changed(saved, tmp_path/"bad", change))
@@ -153,11 +153,11 @@ def test_what_lies_below_a_model_does_not_hide_it(saved, tmp_path):
 
 
 def test_a_memory_with_a_wrong_key_is_told_in_one_line(saved, tmp_path):
-    model, tok = load(saved, memory=dict(layers=(1,), N=9))
+    model, tok = load(saved, memory=KEYED)
     save(model, tok, tmp_path)
-    about = json.loads((tmp_path/"attractor.json").read_text())
+    about = json.loads((tmp_path/"memory.json").read_text())
     for keys in ({**about["config"], "layrs": 3}, {**about["config"], "N": "x"}, {}, [1], None):
-        (tmp_path/"attractor.json").write_text(json.dumps({**about, "config": keys}))
+        (tmp_path/"memory.json").write_text(json.dumps({**about, "config": keys}))
         with pytest.raises(ValueError, match="the memory in") as e: set_memory(model, str(tmp_path))
         assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="did you mean 'layers'") as e: set_memory(model, dict(layrs=3))
@@ -165,11 +165,11 @@ def test_a_memory_with_a_wrong_key_is_told_in_one_line(saved, tmp_path):
 
 
 def test_a_memory_is_named_by_all_that_decides_what_it_says(saved, tmp_path):
-    model, tok = load(saved, memory=dict(layers=(1,), N=9))
-    name, about = memory_name(save(model, tok, tmp_path)), json.loads((tmp_path/"attractor.json").read_text())
-    (tmp_path/"attractor.json").write_text(json.dumps({**about, "config": {**about["config"], "N": 10}}))
+    model, tok = load(saved, memory=KEYED)
+    name, about = memory_name(save(model, tok, tmp_path)), json.loads((tmp_path/"memory.json").read_text())
+    (tmp_path/"memory.json").write_text(json.dumps({**about, "config": {**about["config"], "strength": 10.}}))
     assert memory_name(tmp_path) != name
     for text in ("{", "[]", "{}", '{"config": 1, "base": {}}'):
-        (tmp_path/"attractor.json").write_text(text)
+        (tmp_path/"memory.json").write_text(text)
         with pytest.raises(ValueError, match="is damaged and is not used") as e: memory_name(tmp_path)
         assert "\n" not in str(e.value)

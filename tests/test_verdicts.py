@@ -184,8 +184,8 @@ def wavy(high, modes=("pi_spiral", "hybrid", "rope"), **more):
 def test_gates_that_a_phase_decides_pass_and_fail(tmp_path):
     good = {g.id: g.verdict for g in evaluate_gates(write_run(tmp_path/"good", n=3), GATES)}
     bad = {g.id: g for g in evaluate_gates(spoilt(tmp_path/"bad"), GATES)}
-    alone = {g.id for name in SHIPPED for g, s in scoped(name) if s.ask is None}
-    assert len(alone) > 15
+    alone = {g.id for name in SHIPPED for g, s in scoped(name) if s.ask is None} - {"3.gain_over_best_rival"}
+    assert len(alone) > 15 # the one left out needs a choice on a development set: 12_rules_gain and test_care judge it
     assert {g: good[g] for g in alone} == dict.fromkeys(alone, "pass")
     assert {g: bad[g].verdict for g in alone} == dict.fromkeys(alone, "fail"), [bad[g].reason for g in alone]
 
@@ -221,7 +221,7 @@ AGAIN = {  # name: what is added to six wins, to look like more
     "weights kept elsewhere": ([dict(o, key="o" + o["key"], offload="disk") for o in FEW], "another setting"),
     "another backend": ([dict(o, key="b" + o["key"], attn_backend="flex") for o in FEW], "another setting"),
     "another dtype": ([dict(o, key="d" + o["key"], dtype="float32") for o in FEW], "another setting"),
-    "another chunk": ([dict(o, key="c" + o["key"], chunk=64) for o in FEW], "another setting"),
+    "another chunk": ([dict(o, key="c" + o["key"], chunk=64) for o in FEW], None),
     "other weights": ([dict(o, key="w" + o["key"], weights="other") for o in FEW], "another setting"),
     "new draws of other weights": ([dict(o, weights="other") for o in gained(6) if o["seed"] > 3], "another setting"),
     "another K": (later("k", config=dict(FEW[0]["config"], hybrid_K=4096)), None),

@@ -39,7 +39,7 @@ def build(phase: Annotated[int, typer.Option(help="Which phase, 0 to 10.")],
                                                              "told.")] = None,
           out: Annotated[Optional[Path], typer.Option(help="The folder; one in .cache/kaggle unless told.")] = None,
           session: Annotated[int, typer.Option(help="From 2 on, the output of the session before is attached.")] = 1,
-          accelerator: Annotated[str, typer.Option(help="t4 or none.")] = "t4",
+          accelerator: Annotated[str, typer.Option(help="t4, t4x2, p100, l4 or none.")] = "t4",
           internet: Annotated[Optional[bool], typer.Option("--internet/--no-internet",
               help="On only if a model is on a hub and not attached, unless told.")] = None,
           model_source: Annotated[list[str], typer.Option(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'show_plan', 'show_memory', 'show_gates', 'publish_again', 'show_results', 'show_costs', 'decided_run',
-           'run_command', 'status', 'validate', 'decide', 'assets']
+           'run_command', 'status', 'validate', 'tune', 'decide', 'assets']
 
 # %% ../../nbs/a_cli/01_run.ipynb #9471f67f
 from typing import Annotated, Optional
@@ -12,8 +12,8 @@ from typing import Annotated, Optional
 import typer
 
 from ..base.errors import one_of
-from .app import Run, app, one_line_errors, show_frame
-from ..lab.places import PHASES, find_run, gate_file, parse_phases, run_status, runs_dir
+from .app import Run, absent, app, one_line_errors, show_frame
+from ..lab.places import PHASES, find_run, gate_file, parse_phases, profile_names, run_status, runs_dir
 
 # %% ../../nbs/a_cli/01_run.ipynb #6cd093e9
 def show_plan(profile, folder_name, phases): # None
@@ -23,6 +23,7 @@ def show_plan(profile, folder_name, phases): # None
     from transformers import AutoTokenizer
 
     from pispiral.lab.opening import check_model, run_rates
+    from pispiral.lab.phases.memories import training_notes
     from pispiral.lab.phases.needles import plan_report
     from pispiral.model.load import resolve
     shape, tok = check_model(profile), AutoTokenizer.from_pretrained(resolve(profile.model), trust_remote_code=False)
@@ -31,7 +32,7 @@ def show_plan(profile, folder_name, phases): # None
                   title=f"run {folder_name!r}, profile {profile.name!r}")
     for n, *row in rows: table.add_row(f"{n} {PHASES[n]}", *row)
     Console().print(table)
-    for note in notes: typer.echo(note)
+    for note in [*notes, *training_notes(profile, phases)]: typer.echo(note)
 
 # %% ../../nbs/a_cli/01_run.ipynb #b2571d11
 def show_memory(profile): # None
@@ -88,7 +89,7 @@ def show_costs(profile): # None
     from pispiral.verdict.gates import load_gates
     show_frame(cost_table(profile, load_gates(gate_file())), f"gates of profile {profile.name!r}")
 
-def decided_run(profile, name, numbers, again, where, budget, gates, plan, own): # None
+def decided_run(profile, name, numbers, again, where, budget, gates, plan, own, keep=None): # None
     """Run phases, ask until their gates are decided or the budget is over, and print what is still open and why.
 
     A run that exists goes on with its own profile (`own`), or with its limits of minutes where more is set."""
@@ -105,6 +106,7 @@ def decided_run(profile, name, numbers, again, where, budget, gates, plan, own):
     only = [g.strip() for g in gates.split(",")] if gates else None
     share = seconds and seconds/(2 if look else 1)
     folder, open_ = run_until_decided(profile, name, numbers, share, only, again, where)
+    if keep: keep(folder)
     show_results(folder, numbers)
     for gate, why in open_: typer.echo(f"still open: {gate}: {why}")
 
@@ -136,27 +138,32 @@ def run_command(
         help="Of --until-decided, as in 10m or 2h: a new run looks at everything in half of it, and decides in the "
              "other half.")] = None,
     gates: Annotated[Optional[str], typer.Option(
-        help="Of --until-decided: only these gates, as in 3.gain_over_rope,6.harmonic_is_yarn.")] = None):
+        help="Of --until-decided: only these gates, as in 3.gain_over_rope,6.harmonic_is_yarn.")] = None,
+    track: Annotated[Optional[str], typer.Option(
+        help="Also send metrics and streams to a tracker: trackio, which keeps them here unless told.")] = None):
     """Run the plan's phases in order, each as an executed notebook under `runs/`.
 
     Items that are answered are never asked again, so a killed run goes on with the same command. With
     `--set max_hours=8` it stops by itself after so many hours, between two items, with exit code 3.
     """
-    from pispiral.evidence.executors import place # torch and a model's library take seconds
+    one_of(profile, profile_names(), "a profile", name="profile") # before torch and the rest, which take seconds
+    from pispiral.evidence.executors import place
     from pispiral.lab.opening import check_run, chosen_name
     from pispiral.lab.profiles import load_profile, parse_settings
-    from pispiral.lab.runner import run
+    with absent("rfc3987_syntax"): from pispiral.lab.runner import run
+    from pispiral.lab.tracking import keeper
     overrides, numbers, where = parse_settings(set_), parse_phases(phases), place(executor, jobs, address)
+    keep = keeper(track)
     chosen = load_profile(profile, overrides, pos)
     name = chosen_name(run_id, profile, overrides, pos) + "-decided"*(until_decided and run_id is None)
     own = profile == "demo" and not set_ and pos is None
-    if until_decided: return decided_run(chosen, name, numbers, again, where, budget, gates, plan, own)
+    if until_decided: return decided_run(chosen, name, numbers, again, where, budget, gates, plan, own, keep)
     if budget or gates: raise ValueError("--budget and --gates go with --until-decided")
     check_run(chosen, name)
     if plan:
         show_plan(chosen, name, numbers)
         return show_memory(chosen)
-    show_results(run(chosen, name, numbers, again, where), numbers)
+    show_results(run(chosen, name, numbers, again, where, keep), numbers)
 
 # %% ../../nbs/a_cli/01_run.ipynb #8aea926f
 @app.command()
@@ -182,6 +189,34 @@ def validate(run_id: Run = "demo",
     folder = find_run(run_id)
     gates = show_gates(folder, None if phase is None else [one_of(phase, PHASES, "a phase", name="phase")])
     if any(g.verdict == "fail" for g in gates): raise typer.Exit(1)
+
+# %% ../../nbs/a_cli/01_run.ipynb #4b9b867c
+@app.command()
+@one_line_errors
+def tune(
+    profile: Annotated[str, typer.Option(help="smoke, demo, kaggle or full.")] = "demo",
+    set_: Annotated[list[str], typer.Option(
+        "--set", help="Override a key of the profile, as in care.tries=4 or care.length=4096. May be repeated.")] = [],
+    run_id: Annotated[Optional[str], typer.Option(help="Name of the run's folder; the profile's name unless "
+                                                       "told.")] = None):
+    """Choose each method's settings by one rule, on draws that no gate uses, with the same number of tries for all.
+
+    Answered items are never asked again, so a killed tuning goes on with the same command. Phase 3 of the run compares
+    the candidate with the best rival, both as they were chosen here.
+    """
+    import pandas as pd # and a model's library, which take seconds
+
+    from pispiral.evidence.care import care_rows
+    from pispiral.lab.care import tune_run
+    from pispiral.lab.opening import chosen_name
+    from pispiral.lab.profiles import load_profile, parse_settings
+    overrides = parse_settings(set_)
+    name = chosen_name(run_id, profile, overrides)
+    found = tune_run(load_profile(profile, overrides), name)
+    draws = f"{found['draws']} draws at {found['length']:,} tokens"
+    show_frame(pd.DataFrame(care_rows(found)), f"settings of run {name!r}, chosen on {draws}")
+    same = " ".join([f"--profile {profile} --run-id {name}", *(f"--set {pair}" for pair in set_)])
+    typer.echo(f"kept in runs/{name}/care.json; to go on: pispiral run {same}")
 
 # %% ../../nbs/a_cli/01_run.ipynb #58ca6e12
 @app.command()

@@ -9,7 +9,7 @@ __all__ = ['convergents', 'nearest_harmonic']
 from fractions import Fraction
 from functools import lru_cache
 
-from .phase import rational, xi_fraction
+from .phase import RATIONALS, rational, xi_fraction
 
 # %% ../../nbs/1_codes/02_harmonics.ipynb #39b65d9f
 def _quotients(x:Fraction # a positive rational
@@ -26,7 +26,7 @@ def _cf(irrational:str, # an irrational with a frequency
         n:int # number of terms
        )->list: # n partial quotients
     "The first partial quotients of ξ, certain: those on which a lower and an upper bound of ξ agree."
-    if irrational == "1/7": return [0, 7][:n]
+    if irrational in RATIONALS: return list(_quotients(RATIONALS[irrational]))[:n]
     bits, terms = 64, []
     while len(terms) < n:
         bits, terms = 2 * bits, []
@@ -56,7 +56,9 @@ def nearest_harmonic(freq, # wanted turns per token, 0 < |freq| < 1/2: float, Fr
     f, x = rational(freq), xi_fraction(irrational)
     if not 0 < abs(f) < Fraction(1, 2): raise ValueError(f"freq={float(f)} turns per token must have 0 < |freq| < 1/2")
     if not 0 < rtol < 1: raise ValueError(f"rtol={rtol} must be between 0 and 1")
-    if irrational == "1/7": return min(range(-3, 4), key=lambda j: abs(Fraction(j, 7) - f)) # seven is all there are
+    if irrational in RATIONALS: # so many are all there are
+        q = RATIONALS[irrational].denominator
+        return min(range((1 - q)//2, (q + 1)//2), key=lambda j: abs(Fraction(j, q) - f))
     j, rest, tol = 0, f, min(rational(rtol) * abs(f), Fraction(1, 2) - abs(f))
     for p, q in convergents(irrational, 64):
         m = round(rest / (q * x - p))

@@ -25,9 +25,10 @@ def phase_of(n:torch.Tensor, # positions, int64, broadcasting with words
 
 # %% ../../nbs/1_codes/04_position.ipynb #logsc002
 class LogitScale(NamedTuple):
-    "How logits grow with the position, beyond some length."
+    "How logits grow with the position, beyond some length: by 1 + c·ln(n/K), which with c = 1/ln K is ln n/ln K."
     c: float # strength
     K: int   # last position without it, tokens
+    queries: bool = False # the query's position alone counts; else its root and the key's
 
     def rests(self, n): # positions, int64 -> bool
         "Is the factor exactly 1 at all of these positions?"
@@ -35,12 +36,16 @@ class LogitScale(NamedTuple):
 
     def root(self, n): # positions, int64 [...] -> float64 [..., 1]
         "√(1 + c·ln(n/K)) beyond K, exactly 1 up to it: what cos and sin carry."
-        return (1 + self.c*(n[..., None].double()/self.K).clamp(min=1).log()).sqrt()
+        return self.factor(n).sqrt()
+
+    def factor(self, n): # positions, int64 [...] -> float64 [..., 1]
+        "1 + c·ln(n/K) beyond K, exactly 1 up to it."
+        return 1 + self.c*(n[..., None].double()/self.K).clamp(min=1).log()
 
 # %% ../../nbs/1_codes/04_position.ipynb #437d3d01
 class Angles(nn.Module):
     "The angle of every pair at every position, from 64-bit phase words."
-    logit_scale = None # a `LogitScale`, if logits grow with the position
+    logit_scale, turning = None, None # a `LogitScale`, if logits grow; how many pairs turn, if not all (of a hash)
 
     def __init__(self,
                  words:torch.Tensor, # [D/2] int64: phase words, or keys where kind="hash"
@@ -57,7 +62,9 @@ class Angles(nn.Module):
 
     def angles(self, n, length=None): # positions, int64 [...]; tokens so far -> float64 [..., D/2], rad
         "The angle by which each pair is turned at positions `n`, reduced modulo 2π."
-        return 2 * math.pi * phase_of(n[..., None], self.words_at(length), self.kind)
+        a = 2 * math.pi * phase_of(n[..., None], self.words_at(length), self.kind)
+        if self.turning is not None: a[..., self.turning:] = 0
+        return a
 
     def unit(self, n, length=None): # positions, int64 [...]; tokens so far -> cos, sin: float64 [..., D/2]
         "cos and sin of `angles`; a linear phase's from two short tables."
@@ -67,8 +74,14 @@ class Angles(nn.Module):
 
     def scale(self, n): # positions, int64 [...] -> float or float64 [..., 1]
         "The factor that cos and sin of positions `n` carry."
-        if self.logit_scale is None or self.logit_scale.rests(n): return self.attention_scaling
-        return self.attention_scaling * self.logit_scale.root(n)
+        grows = self.logit_scale
+        if grows is None or grows.queries or grows.rests(n): return self.attention_scaling
+        return self.attention_scaling * grows.root(n)
+
+    def query_scale(self, n): # positions, int64 [...] -> fp32 [..., 1], or None for 1
+        "The factor that queries at positions `n` carry beside their rotation."
+        grows = self.logit_scale
+        return None if grows is None or not grows.queries or grows.rests(n) else grows.factor(n).float()
 
     def scaled(self, n, length=None): # positions, int64 [...]; tokens so far -> cos, sin: float64 [..., D/2]
         "cos and sin times their scale."
@@ -99,6 +112,7 @@ def text_starts(position_ids:torch.Tensor, # int64 [B or 1, L]
 class PositionCode(Angles):
     "A position code in the place of a rotary embedding: positions in, cos and sin out."
     dynamic, code = False, None # do the words depend on the length? the `Code` that it was made from, if any
+    parts = () # of what a query sees, for a code that turns by distance: see `pispiral.codes.parts`
 
     def __init__(self,
                  inv_freq=None, # [D/2] rad/token: Fractions, floats, an array or a tensor; None: `words` are given
@@ -109,11 +123,12 @@ class PositionCode(Angles):
                  rotates:bool=True, # False: cos is 1 and sin is 0 everywhere
                  wanted=None, # [D/2] frequencies aimed at, turns/token, where they are not those of the words
                  harmonics=None, # [D/2] integers j
-                 logit_scale:LogitScale=None # None: logits do not grow with the position
+                 logit_scale:LogitScale=None, # None: logits do not grow with the position
+                 native:int=0 # tokens up to which a dynamic code has its plain words
                 ):
         super().__init__(frequency_words(inv_freq) if words is None else words, kind, float(attention_scaling))
         self._slopes, self.rotates, self.wanted, self.harmonics = slopes, rotates, wanted, harmonics
-        self.logit_scale = logit_scale
+        self.logit_scale, self.native = logit_scale, native
         self.kept = RowCache()
 
     @property

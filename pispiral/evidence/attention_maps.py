@@ -32,6 +32,8 @@ def attention_row(layer, # an attention layer as `pispiral.model.attention.insta
             ): # [H, N] fp32
     "Return the attention weights of one token, a row a head."
     logits = (query_of(layer, hidden, cos, sin, len(keys[0])) @ keys[0].float().mT*layer.scaling).flatten(0, 1)
+    scale = layer.code.query_scale(torch.tensor([keys.shape[2] - 1]))
+    if scale is not None: logits = logits*float(scale)
     if layer.code.slopes is not None:
         far = torch.arange(logits.shape[1] - 1, -1, -1, device=logits.device)
         logits = logits - layer.code.slopes.to(logits.device)[:, None]*far
@@ -45,6 +47,8 @@ def check_map(model, layers):
         raise ValueError(f"window={w} hides keys: a map needs window=None, and a model without windows of its own")
     if first.code.dynamic:
         raise ValueError(f"pos={first.code.code.pos!r} keeps its keys unrotated: no map is drawn of it")
+    if first.code.parts:
+        raise ValueError(f"pos={first.code.code.pos!r} looks at keys from several places: no map is drawn of it")
     if not all(0 <= i < len(blocks) for i in layers):
         raise ValueError(f"layers={layers} are not all among 0 to {len(blocks) - 1}")
 

@@ -9,6 +9,7 @@ __all__ = ['kept', 'Actor', 'connected_ray', 'room_on', 'Cluster', 'slurm_queue'
 # %% ../../nbs/6_evidence/09_clusters.ipynb #17566661
 import atexit, os, secrets, socket, threading
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Client, Listener, wait
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,7 +17,7 @@ from queue import SimpleQueue
 import torch
 
 from .executors import Processes, answer_messages, load_message, place_here, serve
-from .ram import free_memory
+from ..model.offload import free_memory
 
 # %% ../../nbs/6_evidence/09_clusters.ipynb #4f418345
 class Actor:
@@ -170,16 +171,18 @@ class Slurm:
 # %% ../../nbs/6_evidence/09_clusters.ipynb #e1b39a3a
 def devices(device, # the run's: cpu, cuda, cuda:1, ...
             jobs,   # workers wanted
-            need    # bytes that a worker holds
+            need,   # bytes that a worker holds
+            cap_gib=None # of the run: all workers together on a CPU, each of them on a card of its own
            ):       # a device for each worker
     "Return as many devices as there is room for."
-    if not device.startswith("cuda"): return [device]*max(1, min(jobs, int(free_memory(device)//max(need, 1))))
-    return [d for d in (f"cuda:{i}" for i in range(torch.cuda.device_count())) if free_memory(d) >= need][:jobs]
+    free = lambda d: free_memory(d, cap_gib)
+    if not device.startswith("cuda"): return [device]*max(1, min(jobs, int(free(device)//max(need, 1))))
+    return [d for d in (f"cuda:{i}" for i in range(torch.cuda.device_count())) if free(d) >= need][:jobs]
 
 # %% ../../nbs/6_evidence/09_clusters.ipynb #a1748520
-def local_crew(job, where, device, need): # Processes, or None
+def local_crew(job, where, device, need, cap_gib=None): # Processes, or None
     "Return a crew of this machine's processes, if there is room for two."
-    places, threads = devices(device, where.jobs, need), torch.get_num_threads()
+    places, threads = devices(device, where.jobs, need, cap_gib), torch.get_num_threads()
     if len(places) < where.jobs: print(f"jobs={where.jobs}: there is room for {len(places)}")
     if len(places) < 2: return None
     return Processes(job, places, threads if places[0] != places[1] else max(1, threads//len(places)))
@@ -196,13 +199,14 @@ atexit.register(stop_crew)
 # %% ../../nbs/6_evidence/09_clusters.ipynb #038cdb55
 def crew_for(job,    # a Job
              device, # the run's
-             need    # bytes that a worker holds
+             need,   # bytes that a worker holds
+             cap_gib=None # of the run
             ):       # a crew, or None: ask here, in turn
     "Return the crew that the environment asks for."
     where = place_here()
     if where.executor == "local" and (where.jobs or 1) == 1: return None
     if kept and kept[0][:2] == (job, where) and kept[0][2] >= need: return kept[0][3]
     stop_crew()
-    make = dict(local=local_crew, ray=Cluster, submitit=Slurm)[where.executor]
+    make = dict(local=partial(local_crew, cap_gib=cap_gib), ray=Cluster, submitit=Slurm)[where.executor]
     if crew := make(job, where, device, need): kept.append((job, where, need, crew))
     return crew

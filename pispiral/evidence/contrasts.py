@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ARMS', 'CONTRASTS', 'OTHER', 'NEAR', 'PLAIN', 'Contrast', 'is_arm', 'profile_code', 'harmonic_spiral',
            'yarn_like_spiral', 'native_of', 'arm', 'Wish', 'changed_wish', 'gate_wishes', 'hybrid_wishes',
-           'spiral_wishes', 'fixed_wishes', 'all_wishes', 'same_up_to', 'contrast_lengths', 'side_names',
-           'contrasts_of', 'sorted_wishes', 'planned_contrasts', 'beside_frequencies', 'frequencies', 'frequency_gap']
+           'spiral_wishes', 'rival_wishes', 'fixed_wishes', 'all_wishes', 'same_up_to', 'contrast_lengths',
+           'side_names', 'contrasts_of', 'sorted_wishes', 'planned_contrasts', 'beside_frequencies', 'frequencies',
+           'frequency_gap']
 
 # %% ../../nbs/6_evidence/17_contrasts.ipynb #77d392af
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..codes.hybrid import hybrid_factor, rope_like_hybrid, yarn_like_hybrid
+from ..codes.phase import RATIONALS
 from ..codes.position import PositionCode
 from ..codes.registry import Code
 
@@ -49,7 +51,7 @@ def profile_code(profile:dict, # nested
 def harmonic_spiral(profile, irrational=None): # Code
     "Return the spiral with a harmonic for each pair: of the profile's irrational, or of π where that has too few."
     own = profile_code(profile, "pi_spiral", spiral="harmonic", phase="linear")
-    few = own.params.irrational in ("prng", "1/7")
+    few = own.params.irrational in ("prng", *RATIONALS)
     return own.replace(irrational=irrational or ("pi" if few else own.params.irrational))
 
 def yarn_like_spiral(profile): # Code
@@ -89,7 +91,8 @@ CONTRASTS = ( # a, b, where, claim
 )
 
 # %% ../../nbs/6_evidence/17_contrasts.ipynb #b9ce9e3e
-OTHER = dict(phase="vector", vector="phase", harmonic="single", single="harmonic", yarn="harmonic") # another choice
+OTHER = dict(phase="vector", vector="phase", harmonic="single", single="harmonic", multiples="harmonic",
+             yarn="harmonic") # another choice
 
 class Wish(NamedTuple):
     "A contrast before its codes are made."
@@ -125,9 +128,16 @@ def spiral_wishes(profile): # list of Wishes
     spiral = profile_code(profile, "pi_spiral").params.spiral
     return [changed_wish("pi_spiral", "spiral", spiral, OTHER[spiral], "short")]
 
+def rival_wishes(profile): # list of Wishes
+    "Return the wish to compare the candidate with the best rival, where the run has chosen both on other draws."
+    care = profile.get("care") or {}
+    own, best = care.get("own"), care.get("best")
+    return [Wish(f"{own} against {best}", (own, {}), (best, {}), ("long",), "differs")] if own and best else []
+
 def fixed_wishes(profile): # list of Wishes
-    "Return the wishes of `CONTRASTS`, and a candidate of another kind against RoPE."
+    "Return the wishes of `CONTRASTS`, the best rival, and a candidate of another kind against RoPE."
     out = [Wish(f"{a} against {b}", (a, {}), (b, {}), where, claim) for a, b, where, claim in CONTRASTS]
+    out = [*rival_wishes(profile), *out]
     own = profile.get("candidate") or "hybrid"
     if own in ("rope", "hybrid", "pi_spiral"): return out
     return [Wish(f"{own} against rope", (own, {}), ("rope", {}), ("short", "long"), "differs"), *out]
@@ -143,8 +153,8 @@ def all_wishes(profile): # (list of Wishes, [(what, why not)])
 # %% ../../nbs/6_evidence/17_contrasts.ipynb #920f7879
 def same_up_to(a:dict, b:dict): # tokens
     "Return up to which length two codes are known to be one because neither has left RoPE."
-    leaves = {"rope": lambda c: c["logit_from"] or float("inf"), "hybrid": lambda c: c["hybrid_K"]}
-    return min(leaves[c["pos"]](c) for c in (a, b)) + 1 if {a["pos"], b["pos"]} <= {*leaves} else 0
+    found = [Code.from_record(c).params for c in (a, b)]
+    return min(p.rope_until() for p in found) + 1 if all(hasattr(p, "rope_until") for p in found) else 0
 
 def contrast_lengths(profile:dict, # nested
                      contrast      # of `planned_contrasts`
@@ -204,6 +214,7 @@ def frequency_gap(a:PositionCode, b:PositionCode
                  ):              # inf where the codes differ in more than frequencies
     "Return the largest relative difference of two codes' frequencies, and of the scales of their cosines."
     if beside_frequencies(a) is None or beside_frequencies(a) != beside_frequencies(b): return float("inf")
-    if not bool(frequencies(b).all()): return float("inf")
-    scales = abs(a.attention_scaling/b.attention_scaling - 1)
-    return max(scales, float((frequencies(a)/frequencies(b) - 1).abs().max()))
+    mine, others = frequencies(a), frequencies(b)
+    if not torch.equal(mine == 0, others == 0): return float("inf") # other pairs stand still
+    scales, turns = abs(a.attention_scaling/b.attention_scaling - 1), others != 0
+    return max(scales, float((mine[turns]/others[turns] - 1).abs().max()))

@@ -29,7 +29,8 @@ def similarity(code, # a `PositionCode`
     if code.slopes is not None: return torch.exp(-code.slopes.double()*offsets[..., None]).mean(-1).numpy()
     if not code.rotates: return np.ones(tuple(offsets.shape))
     here = code.angles(torch.tensor([base]), length)[0]
-    cosines = [(code.angles(base + part, length) - here).cos_().mean(-1) for part in offsets.flatten().split(8192)]
+    turn = (lambda n: code.apart(n, torch.tensor(base))) if code.parts else (lambda n: code.angles(n, length) - here)
+    cosines = [turn(base + part).cos_().mean(-1) for part in offsets.flatten().split(8192)]
     return torch.cat(cosines).view(offsets.shape).numpy()
 
 # %% ../../nbs/6_evidence/15_diagnostics.ipynb #3f49d324

@@ -23,10 +23,11 @@ from .executors import Cell, Job, answered, split
 from .ledger import EVERY, keep_ledger
 from .profiling import Shape
 from .progress import Progress
-from .ram import enforce_cap, free_memory, memory_parts, out_of_memory, shortage
+from .ram import enforce_cap, memory_parts, out_of_memory, shortage
 from .records import Log, read_log, write_log
 from ..model.load import load_model, set_memory, set_code
 from ..model.decode import answers
+from ..model.offload import free_memory
 from ..model.prefill import reading_order
 from ..model.weights import as_loaded, held_weights, quantized_as
 
@@ -34,7 +35,8 @@ from ..model.weights import as_loaded, held_weights, quantized_as
 def too_large(model, item, setting, cap_gib): # text or None
     "Return why a loaded model cannot read an item on this machine, or None."
     s = setting
-    need = memory_parts(Shape.of(model.config), item.length, s.dtype, s.chunk, s.window, s.sinks)
+    need = memory_parts(Shape.of(model.config), item.length, s.dtype, s.chunk, s.window, s.sinks,
+                        key_copies=s.code.params.key_copies)
     return shortage(need.text, free_memory(s.device, cap_gib))
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #160f2618
@@ -56,7 +58,7 @@ def ask_prompts(model, prompts, max_new, eos, chunk, share, tick):
         mine = [[those[i] for i in left] for those in (prompts, max_new)]
         ahead, failed = [left[j] for j, _ in reading_order(mine[0], chunk)], None
         try:
-            for _, out in answers(model, *mine, eos, chunk, share, tick):
+            for _, out in answers(model, *mine, eos, chunk, share, tick=tick):
                 i = ahead.pop(0)
                 left.remove(i)
                 yield i, out, chunk, None
@@ -144,7 +146,8 @@ def load_worker(spec, # of `crew_of`
 def memory_needed(model, todo, settings): # bytes
     "Return the memory that the largest of some questions needs."
     shape = Shape.of(model.config)
-    need = lambda s, n: memory_parts(shape, n, s.dtype, s.chunk, s.window, s.sinks, s.quantize).total
+    need = lambda s, n: memory_parts(shape, n, s.dtype, s.chunk, s.window, s.sinks, s.quantize,
+                                     key_copies=s.code.params.key_copies).total
     return max(need(settings[m], len(item.ids)) for m, item in todo.values())
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #b031b922
@@ -156,7 +159,7 @@ def crew_of(model, todo, settings, cap_gib): # (Job, its crew or None)
     job = Job(load_worker, answer_cell, spec)
     if not todo or loaded is None or loaded["offload"]: return job, None
     device = next(settings[m].device for m, _ in todo.values())
-    return job, crew_for(job, device, memory_needed(model, todo, settings))
+    return job, crew_for(job, device, memory_needed(model, todo, settings), cap_gib)
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #1e8c795c
 ORPHAN = 30 # seconds in which the kernel of a runner that was killed has noticed it
@@ -219,7 +222,8 @@ def as_held(settings, model): # {method's name: Setting}
         if s.weights in (None, weights): continue
         raise ValueError(f"the model that is to answer as {s.model} holds other weights (digest {weights}) than its "
                          f"files ({s.weights}): load it again, or save it and load it under a name of its own")
-    return {m: s._replace(weights=weights, quantize=quantize or s.quantize) for m, s in settings.items()}
+    held = dict(weights=weights, dtype=str(model.dtype)[6:]) # float32, where what was planned would overflow
+    return {m: s._replace(quantize=quantize or s.quantize, **held) for m, s in settings.items()}
 
 
 # %% ../../nbs/6_evidence/13_evaluate.ipynb #ffd696ed

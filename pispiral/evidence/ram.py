@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BYTES', 'NF4', 'SCRATCH', 'Memory', 'matrix_bytes', 'weight_bytes', 'cached_tokens', 'working_bytes', 'memory_parts',
-           'layers_outside', 'plan_row', 'large_plan', 'free_memory', 'enforce_cap', 'shortage', 'begin_peak',
-           'peak_memory', 'out_of_memory']
+           'layers_outside', 'plan_row', 'large_plan', 'enforce_cap', 'shortage', 'begin_peak', 'peak_memory',
+           'out_of_memory']
 
 # %% ../../nbs/6_evidence/02_ram.ipynb #7a53b39d
 import ctypes, gc, re
@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil, torch
+import psutil
+import torch
 
 from .profiling import Shape
 from ..model.cache import SLACK
@@ -76,10 +77,11 @@ def memory_parts(shape:Shape,
                  window:int=None,   # keys that a query sees; None: all
                  sinks:int=0,       # first tokens that stay in sight
                  quantize:str=None, # "nf4", …: as a record names it; None: as `dtype` says
-                 offload:str=None   # "cpu" or "disk": layers are fetched one at a time
+                 offload:str=None,  # "cpu" or "disk": layers are fetched one at a time
+                 key_copies:int=1   # how often the position code has a key cached
                 ):                  # Memory
     "Return what reading a text of `length` tokens needs."
-    cache = shape.kv_per_token*cached_tokens(length, chunk, window, sinks)*BYTES[dtype]
+    cache = shape.kv_per_token*(1 + key_copies)/2*cached_tokens(length, chunk, window, sinks)*BYTES[dtype]
     return Memory(weight_bytes(shape, dtype, quantize, offload), cache,
                   working_bytes(shape, length, dtype, chunk, window), shape.vocab*(BYTES[dtype] + 4))
 
@@ -114,15 +116,6 @@ def large_plan(name,     # of `public_shapes`, or its hub id
     shape = Shape.of(public_config(name))
     return [plan_row(name, shape, n, span, cap_gib*2**30, quantize, chunk, dtype, offload)
             for span in dict.fromkeys((None, window)) for n in lengths]
-
-# %% ../../nbs/6_evidence/02_ram.ipynb #c0c5dd88
-def free_memory(device:str="cpu",
-                cap_gib:float=None # of what this process may hold
-               ):                  # bytes
-    "Return the memory that can still be had on `device`."
-    if device.startswith("cuda"): free, held = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)
-    else: free, held = psutil.virtual_memory().available, psutil.Process().memory_info().rss
-    return free if cap_gib is None else max(0, min(free, cap_gib*2**30 - held))
 
 # %% ../../nbs/6_evidence/02_ram.ipynb #d36a7835
 def enforce_cap(cap_gib, # None is no cap

@@ -28,7 +28,7 @@ from .records import digest
 from ..model.cache import new_cache
 from ..model.finite import check_finite, run_pass
 from ..model.prefill import CHUNK
-from ..model.states import cache_size, load_cache, quantized_cache, save_cache
+from ..model.states import cache_size, load_cache, memory_size, quantized_cache, save_cache
 from ..model.weights import held_weights, quantized_as
 from ..tasks.haystacks import haystack
 
@@ -43,7 +43,7 @@ def stream_ids(tok, n:int, # tokens
 # %% ../../nbs/6_evidence/14_streams.ipynb #27f460ec
 COLUMNS = ("step", "length", "vram_mb", "tokens_per_sec", "window", "state_size", "device", "mode", "model", "dtype",
            "attn_backend", "quantize", "offload", "chunk", "sinks", "cpu_tokens_per_sec", "state_bytes", "loss",
-           "process", "laps", "setting", "weights", "load", "speed", "speed_from")
+           "process", "laps", "setting", "weights", "load", "speed", "speed_from", "memory_size", "memory_bytes")
 CONTROL = "control: unbounded cache" # the mode of rows that must grow and slow down
 
 # %% ../../nbs/6_evidence/14_streams.ipynb #594720de
@@ -133,8 +133,9 @@ def speed_columns(stretch, tokens, device): # dict
 
 def measured_columns(stretch, tokens, cache, device): # dict
     "Return the columns of a row that hold measurements."
-    size, held = cache_size(cache)
+    (size, held), (numbers, own) = cache_size(cache), memory_size(cache)
     return dict(vram_mb=round(peak_memory(device)/2**20, 2), state_size=size, state_bytes=held,
+                memory_size=numbers or None, memory_bytes=own or None,
                 loss=None if stretch.loss is None else round(stretch.loss, 4), **speed_columns(stretch, tokens, device))
 
 # %% ../../nbs/6_evidence/14_streams.ipynb #31d891ef

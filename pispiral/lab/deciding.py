@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ALONE', 'WHICH', 'BATCH', 'PUBLISHING', 'budget_seconds', 'round_items', 'ask_settings', 'log_phase', 'Open',
-           'draws_seen', 'open_parts', 'open_gate', 'open_gates', 'Held', 'Asker', 'Step', 'next_step', 'time_text',
-           'note', 'decide_open', 'still_open', 'cost_table', 'minute_keys', 'look_overrides', 'stored_profile',
-           'refresh_gates', 'run_until_decided']
+           'draws_seen', 'open_parts', 'open_gate', 'open_gates', 'with_memories', 'Held', 'Asker', 'Step', 'next_step',
+           'time_text', 'note', 'decide_open', 'still_open', 'cost_table', 'minute_keys', 'look_overrides',
+           'stored_profile', 'refresh_gates', 'run_until_decided']
 
 # %% ../../nbs/9_lab/20_deciding.ipynb #6323f0e3
-import gc, json, math, os, re, time
+import json, math, os, re, time
 from itertools import count
 from typing import NamedTuple
 
@@ -25,13 +25,16 @@ from ..evidence.history import migrate_profile, value_at
 from ..evidence.plan import plan
 from ..evidence.profiling import Shape
 from ..evidence.records import Log, read_log, write_json
-from .methods import large_settings, memories, settings
+from .care import cared
+from .methods import large_settings, load_asked, memories, settings
 from .opening import run_rates, work_on
+from .phases.memories import ready
 from .phases.large import load_large
 from .places import gate_file, result_of
 from .profiles import changed, make_profile
 from .runner import run
-from ..model.load import load_model, set_memory
+from ..model.load import set_memory
+from ..model.offload import let_go
 from ..tasks.infinitebench import passkey_item
 from ..tasks.niah import niah_item
 from ..tasks.shortqa import shortqa_item
@@ -130,20 +133,24 @@ def open_gates(folder, profile, gates): # (list of Open, list of GateResult)
     return out, results
 
 # %% ../../nbs/9_lab/20_deciding.ipynb #0559b3cd
+def with_memories(profile, folder): # Profile
+    "Return a profile with the memories of its run; methods whose memory is not there are left out."
+    profile = profile.in_run(folder)
+    for which in (None, "medium", "heavy"): profile = ready(profile, which)[0]
+    return profile
+
 class Held:
     "A run's records, and the model that is loaded."
     def __init__(self, folder, profile):
-        self.folder, self.profile, self.held, self.pace = folder, profile, (None, None, None), {}
+        self.folder, self.profile, self.held, self.pace = folder, with_memories(profile, folder), (None, None, None), {}
 
     def model_for(self, phase): # (model, tok)
         "Return the model of a phase, loaded if it is not yet."
         which = WHICH.get(phase, "model")
         if self.held[0] != which:
             self.held = (None, None, None)
-            gc.collect()
-            p = self.profile
-            loaded = load_large(p, which) if which in WHICH.values() else load_model(
-                p.model, dtype=p.dtype, device=p.device, attn_backend=p.attn_backend)
+            let_go()
+            loaded = load_large(self.profile, which) if which in WHICH.values() else load_asked(self.profile)
             self.held = (which, *loaded)
         return self.held[1:]
 
@@ -285,7 +292,7 @@ def look_overrides(profile, # a Profile
                    budget # seconds, or None
                   ): # {dotted path: minutes}
     "Return the limits of minutes with which a first look takes half of a budget."
-    found = dict(minute_keys(profile.model_dump()))
+    found = {k: m for k, m in minute_keys(profile.model_dump()) if k != "memory.minutes"}
     total = 60*sum(m for k, m in found.items() if not k.endswith("more_minutes"))
     if budget is None or total <= budget/2: return {}
     return {k: round(m*budget/2/total, 3) for k, m in found.items()}
@@ -323,8 +330,9 @@ def run_until_decided(profile, run_id:str,
     mine = [g for g in gates if g.phase not in PUBLISHING and (g.id in only if only else g.phase in phases)]
     os.environ |= place.env()
     with work_on(folder):
-        came, open_ = decide_open(folder, profile, mine, budget)
-        if came: refresh_gates(folder, profile, gates)
+        found = cared(profile, folder) # with what phase 3 has chosen
+        came, open_ = decide_open(folder, found, mine, budget)
+        if came: refresh_gates(folder, found, gates)
     last = [n for n in phases if n in PUBLISHING]
     if last: run(profile, run_id, last, again or came > 0, place)
     return folder, open_

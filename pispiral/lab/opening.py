@@ -26,7 +26,7 @@ from .phases.needles import sanity_questions
 from .places import checked_name, repository, runs_dir
 from .profiles import SESSION, leaves
 from .sections import Profile
-from ..model.load import model_config
+from ..model.load import model_config, set_native_length
 from ..tasks.assets import ASSETS
 from ..tasks.tokens import TEMPLATE_DATE
 
@@ -92,8 +92,10 @@ def check_run(profile:Profile, run_id:str): # the folder `runs/<run_id>`, which 
 BEYOND = 4*2**40 # bytes that no one machine has
 
 def check_native_length(profile, config): # None
-    "ValueError if the profile's native length is not the model's."
-    if config.max_position_embeddings != profile.native_length:
+    """ValueError if the profile's native length is beyond what the model's config says.
+
+    Less may be true: the config of Qwen2.5's base model says four times what it was trained on."""
+    if config.max_position_embeddings < profile.native_length:
         raise ValueError(f"native_length={profile.native_length} is not {profile.model}'s: "
                          f"its config says {config.max_position_embeddings}")
 
@@ -121,6 +123,7 @@ def check_model(profile:Profile): # Shape of the profile's model
     where, config = model_config(profile.model)
     methods = settings(profile, list(dict.fromkeys([*profile.needles.methods, *profile.sanity.methods])))
     check_native_length(profile, config)
+    set_native_length(config, profile.native_length)
     for s in methods.values(): make_code(s.code, config)
     shape = Shape.of(config)
     check_longest(profile, shape, next(iter(methods.values())))

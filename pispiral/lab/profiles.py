@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SESSION', 'OPEN', 'METHOD_LISTS', 'OF_CANDIDATE', 'WHOLE_TEXT', 'TASK_LENGTHS', 'NOTHING', 'keys_of', 'profile_keys',
            'check_key', 'leaves', 'overridden', 'with_candidate', 'check_names', 'list_at', 'asked_methods',
-           'check_methods', 'check_method', 'check_code_keys', 'check_tasks', 'check_machine', 'check_large',
-           'make_profile', 'profile_data', 'load_profile', 'changed', 'parse_settings']
+           'check_methods', 'check_kernel', 'check_method', 'check_code_keys', 'reach_of', 'check_reaches',
+           'check_tasks', 'check_machine', 'check_large', 'make_profile', 'profile_data', 'load_profile', 'changed',
+           'parse_settings']
 
 # %% ../../nbs/9_lab/02_profiles.ipynb #b03698a8
 import re, reprlib
@@ -18,9 +19,11 @@ from pydantic import ValidationError
 from ..base.errors import one_of
 from ..base.values import in_one_line, read_yaml
 from ..codes.registry import CODES, code_parameters
-from ..evidence.history import new_place, put_at
+from ..evidence.history import GONE, new_place, put_at
 from .places import profile_names, repository
 from .sections import Profile, Section
+from .trained import AUTO, POLICIES
+from ..memory.scan import ROTATIONS
 from ..model.spans import check_span
 from ..model.backends import BACKENDS
 from ..model.load import DTYPES, checkpoint, device_for
@@ -82,8 +85,9 @@ def overridden(data:dict,     # a profile as its file has it
     return out
 
 # %% ../../nbs/9_lab/02_profiles.ipynb #3f2fdcf1
-METHOD_LISTS = ("needles.methods", "needles.core", "sanity.methods", "ruler.methods", "tasks.methods",
-                "large.medium.methods", "large.heavy.methods", "drift.methods", "maps.methods", "repeats.methods")
+METHOD_LISTS = ("needles.methods", "needles.core", "sanity.methods", "ruler.methods", "infinitebench.methods",
+                "tasks.methods", "large.medium.methods", "large.heavy.methods", "drift.methods", "maps.methods",
+                "repeats.methods", "care.methods")
 OF_CANDIDATE = ("large.heavy.methods",) # lists that are the candidate's alone
 WHOLE_TEXT = ("drift.methods", "maps.methods") # lists whose methods must see all keys
 
@@ -127,7 +131,8 @@ def check_methods(p): # None
         allowed = [m for m in p.method_names() if path not in WHOLE_TEXT or not p.windowed(m)]
         for m in list_at(p, path): one_of(m, allowed, "a method", name=path)
     one_of(p.candidate, p.method_names(), "a method", name="candidate")
-    for name in p.methods: check_method(p, name)
+    for path in ("care.own", "care.best"): one_of(list_at(p, path), [None, *p.method_names()], "a method", name=path)
+    for name in dict.fromkeys((*p.methods, *asked_methods(p))): check_method(p, name)
     for i in p.ablations.irrationals: p.method("pi_spiral", irrational=i)
     found = {m: p.method(m) for m in asked_methods(p)}
     for a, b in combinations(found, 2): # records are told apart by what answered
@@ -135,13 +140,24 @@ def check_methods(p): # None
             raise ValueError(f"methods {a} and {b} are the same here: leave one of them out")
 
 # %% ../../nbs/9_lab/02_profiles.ipynb #aadeac5c
+def check_kernel(p, m): # None; m: a `Method`
+    "ValueError if a method's code cannot be had with its window, or by the profile's attention backend."
+    can = m.code.params
+    if m.window and not can.windows:
+        raise ValueError(f"method {m.name}: window={m.window} hides keys that {m.code.pos} looks at: allowed: null")
+    if can.backends and p.attn_backend not in ("auto", *can.backends):
+        allowed = ", ".join(("auto", *can.backends))
+        raise ValueError(f"method {m.name}: attn_backend={p.attn_backend!r} cannot compute {m.code.pos}: "
+                         f"allowed: {allowed}")
+
 def check_method(p, name): # None
     "ValueError if a method that the profile writes cannot be made."
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
         raise ValueError(f"methods: {name!r} cannot name a method: letters, digits, '_' and '-' can")
     m = p.method(name)
     check_span(m.window, m.sinks)
-    if m.memory is not None: checkpoint(m.memory)
+    check_kernel(p, m)
+    if m.memory is not None and m.memory not in (*AUTO, *GONE): checkpoint(m.memory)
 
 def check_code_keys(p): # None
     "ValueError with the nearest name if a section of code parameters has a key that is no code's."
@@ -149,8 +165,26 @@ def check_code_keys(p): # None
         for name in list_at(p, section): one_of(name, code_parameters(), "a parameter of a code", name=section)
 
 # %% ../../nbs/9_lab/02_profiles.ipynb #4cf151e8
-TASK_LENGTHS = ("ruler.lengths", "infinitebench.lengths", "large.medium.ruler.lengths", "documents.lengths",
-                "guard.lengths", "large.heavy.infinitebench.lengths", "tasks.lengths")
+TASK_LENGTHS = { # whose questions: "" of the profile's own model, and the others'
+    "": ("ruler.lengths", "infinitebench.lengths", "tasks.lengths", "sanity.question_length", "ablations.lengths",
+         "ablations.long_lengths", "repeats.lengths", "drift.length", "maps.length", "cost.lengths"),
+    "medium": ("large.medium.ruler.lengths", "documents.lengths", "guard.lengths", "large.medium.short_lengths",
+               "large.medium.long_lengths"),
+    "heavy": ("large.heavy.infinitebench.lengths", "large.heavy.length", "large.heavy.stream_lengths")}
+
+def reach_of(p, which): # (tokens, the key that says so)
+    "Return how long a text the codes of one of a profile's models are made for."
+    own = getattr(p.large, which).code.get("target_length") if which else None
+    return (own, f"large.{which}.code.target_length") if own else (p.target_length, "code.target_length")
+
+def check_reaches(p): # None
+    "ValueError if a length is beyond what the codes reach on the model that it is asked of."
+    for which, paths in TASK_LENGTHS.items():
+        target, key = reach_of(p, which)
+        for path in paths:
+            asked = list_at(p, path)
+            for n in asked if isinstance(asked, list) else [asked]:
+                if n > target: raise ValueError(f"{path}: length {n} is not from 1 to {key}={target}")
 
 def check_tasks(p): # None
     "ValueError if a benchmark's task or source is unknown, or a length beyond the stretched codes' reach."
@@ -159,10 +193,7 @@ def check_tasks(p): # None
         one_of(t, tasks_of("infinitebench"), "an InfiniteBench task", name="infinitebench.tasks")
     for t in p.documents.tasks: one_of(t, document_tasks(), "a task over documents", name="documents.tasks")
     one_of(p.documents.source, ("auto", "offline", "published"), "a source", name="documents.source")
-    for path in TASK_LENGTHS:
-        for n in list_at(p, path):
-            if n > p.target_length:
-                raise ValueError(f"{path}: length {n} is not from 1 to code.target_length={p.target_length}")
+    check_reaches(p)
 
 # %% ../../nbs/9_lab/02_profiles.ipynb #4ae83e08
 def check_machine(p): # None
@@ -182,12 +213,14 @@ def check_large(p): # None
         one_of(m.offload, (None, *OFFLOADS), "a place for weights", name=f"large.{which}.offload")
     one_of(p.large.medium.reference, (None, *OFFLOADS), "a place for weights", name="large.medium.reference")
     for path in ("large.medium.methods", "large.heavy.methods"):
-        if with_memory := [m for m in list_at(p, path) if p.method(m).memory]:
-            raise ValueError(f"{path}: {with_memory[0]!r} has a memory, and none is trained for that model")
+        named = [m for m in list_at(p, path) if m in p.methods and p.methods[m].memory not in (None, *AUTO)]
+        if named: raise ValueError(f"{path}: {named[0]!r} names a memory, which is of another model: allowed: "
+                                   f"memory: {' or '.join(AUTO)}")
     check_span(p.large.medium.window, p.sinks)
     check_span(p.large.heavy.window, 0)
     for name in p.cost.shapes: one_of(name, public_shapes(), "a model whose shape is known", name="cost.shapes")
-    one_of(p.memory.alpha_policy, (None, "exp_c_over_N", "fixed", "learned"), "a policy", name="memory.alpha_policy")
+    one_of(p.memory.alpha_policy, (None, *POLICIES), "a policy", name="memory.alpha_policy")
+    one_of(p.memory.irrational, (None, *ROTATIONS), "an irrational", name="memory.irrational")
 
 # %% ../../nbs/9_lab/02_profiles.ipynb #67233f90
 def make_profile(data:dict # nested

@@ -214,9 +214,10 @@ def up_to_date(folder, n): # bool
     return phase_done(folder, n) and (n != 10 or result_of(folder, 10).get("judged") == results_digest(folder))
 
 # %% ../../nbs/9_lab/16_runner.ipynb #2ce99110
-def kernels_for(groups): # a context that yields kernels, or None
-    "Return kernels that have their imports already, if several phases run by themselves."
-    return ForkedKernels() if sum(len(g) == 1 for g in groups) > 1 else contextlib.nullcontext()
+def kernels_for(groups, folder, again=False): # a context that yields kernels, or None
+    "Return kernels that have their imports already, if several phases are left that run by themselves."
+    alone = [g for g in groups if len(g) == 1 and (again or not up_to_date(folder, g[0]))]
+    return ForkedKernels() if len(alone) > 1 else contextlib.nullcontext()
 
 # %% ../../nbs/9_lab/16_runner.ipynb #7814b45a
 def run_group(group, profile, folder, again, place, kernels): # None
@@ -234,13 +235,17 @@ def run(profile:Profile, # its configuration
         run_id:str,      # its name
         phases=None,     # list of ints; None is all
         again=False,     # run phases anew that are done already
-        place=Place()    # where questions are answered
+        place=Place(),   # where questions are answered
+        keep=None        # called with the run's folder after each phase, also after one that failed
        ):                # the run's folder
     "Execute phases in order, skipping what is done; a killed run goes on where it was."
     os.environ |= kernel_environment()
     groups = groups_of(phases or ORDER, profile, place)
     folder = check_run(profile, run_id)
-    with kernels_for(groups) as kernels, work_on(folder), session(profile.max_hours):
+    with kernels_for(groups, folder, again) as kernels, work_on(folder), session(profile.max_hours):
         open_run(profile, run_id)
-        for group in groups: run_group(group, profile, folder, again, place, kernels)
+        for group in groups:
+            try: run_group(group, profile, folder, again, place, kernels)
+            finally:
+                if keep: keep(folder)
     return folder

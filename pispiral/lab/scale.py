@@ -126,7 +126,7 @@ def core_grid(p): # list of Cells
     n, r, i, span = p.needles, p.ruler, p.infinitebench, lambda m: p.method(m).window
     return [*cells(3, p.model, n.methods, [*n.short_lengths, *n.long_lengths], len(n.depths)*n.seeds, span),
             *cells(3, p.model, r.methods or n.core, r.lengths, len(ruler_tasks(r.tasks))*r.seeds, span),
-            *cells(3, p.model, n.core, i.lengths, len(i.tasks)*i.seeds, span)]
+            *cells(3, p.model, i.methods or n.core, i.lengths, len(i.tasks)*i.seeds, span)]
 
 # %% ../../nbs/9_lab/19_scale.ipynb #69d7b219
 def medium_grid(p): # list of Cells
@@ -142,12 +142,13 @@ def medium_grid(p): # list of Cells
 # %% ../../nbs/9_lab/19_scale.ipynb #493c541b
 def heavy_grid(p): # list of Cells
     "Return what phase 5 asks."
-    h, span = p.large.heavy, lambda name: p.large.heavy.window
+    h, span = p.large.heavy, lambda name: None if p.large.heavy.whole else p.large.heavy.window
     how, alone = (h.quantize, h.offload), [p.candidate]
     put = lambda methods, lengths, items, span=span: cells(5, h.model, methods, lengths, items, span, *how)
     return [*put(h.methods or alone, [h.length], len(h.depths)*h.seeds),
             *put(alone, h.infinitebench.lengths, len(h.infinitebench.tasks)*h.infinitebench.seeds),
-            *put(alone, h.stream_lengths[-1:], 1), *put(["rope"], h.control[-1:], 1, lambda m: None)]
+            *put(alone, h.stream_lengths[-1:], 1, lambda m: h.window),
+            *put(["rope"], h.control[-1:], 1, lambda m: None)]
 
 # %% ../../nbs/9_lab/19_scale.ipynb #6765370f
 def grid(p): # p: a Profile -> list of Cells

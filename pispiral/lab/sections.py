@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['LONGEST', 'MOST', 'LONG', 'Tokens', 'Count', 'Positive', 'Seed', 'Time', 'Minutes', 'Name', 'Lengths', 'Rising',
            'Depths', 'Names', 'SomeNames', 'CodeValues', 'once', 'lengths', 'rising', 'Section', 'code_values',
-           'MethodSpec', 'Needles', 'Sanity', 'Streams', 'Spans', 'Benchmark', 'TimedBenchmark', 'Ruler',
+           'MethodSpec', 'Needles', 'Sanity', 'Care', 'Streams', 'Spans', 'Benchmark', 'TimedBenchmark', 'Ruler',
            'InfiniteBench', 'MediumRuler', 'HeavyInfiniteBench', 'Documents', 'Guard', 'OwnTasks', 'Medium', 'Heavy',
            'Large', 'Ablations', 'Nano', 'Diagnostics', 'Drift', 'Maps', 'Repeats', 'Cost', 'Decide', 'MemoryWishes',
            'Sections', 'Profile', 'check_reach', 'check_depths']
 
 # %% ../../nbs/9_lab/01_sections.ipynb #d8b858a8
 import reprlib
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from ..base.values import Checked, field_value, in_one_line
 from ..codes.registry import CODES, code, code_parameters
 from ..evidence.settings import Method
+from .trained import AUTO, find_memory, wished
 
 # %% ../../nbs/9_lab/01_sections.ipynb #fc10faa7
 def once(values): # the same
@@ -77,7 +79,7 @@ class MethodSpec(Section):
     code: Name | dict = "rope"   # a code's name, or {name: …} with its parameters
     window: Tokens | None = None # keys a query sees; None: the profile's own window
     sinks: Count | None = None   # first tokens in sight of the window; None: the profile's
-    memory: Name | None = None   # a trained memory's folder or packaged name; `auto`: the packaged one for the model
+    memory: Name | None = None   # a memory's folder or packaged name; auto, slots: packaged for the model, or trained
 
     @model_validator(mode="after")
     def check_sinks(self): # the method
@@ -114,6 +116,17 @@ class Sanity(Section):
     depths: Depths
     questions: Count = 0      # short questions a method
     question_length: Tokens = 512
+
+# %% ../../nbs/9_lab/01_sections.ipynb #f2485cdf
+class Care(Section):
+    "The development set on which the free choices of each method are made, by one rule, before phase 3."
+    tries: Count = 0             # settings of each method, its own among them; 0 leaves every method as it is
+    draws: Positive = 8          # that each setting is asked
+    length: Tokens | None = None # of them; None: the first long one, or the last short one where there is none
+    methods: Names = []          # none: the candidate, and every code that is registered as a rival
+    minutes: Minutes = None      # by estimate; where it takes longer nothing is chosen: all get the same, or none
+    own: Name | None = None      # found by it: the candidate with its choice
+    best: Name | None = None     # found by it: the best rival with its choice
 
 # %% ../../nbs/9_lab/01_sections.ipynb #3dee9b35
 class Streams(Section):
@@ -154,6 +167,7 @@ class Ruler(TimedBenchmark):
 class InfiniteBench(TimedBenchmark):
     "Phase 3's InfiniteBench tasks."
     tasks: Names = ["passkey", "kv_retrieval"]
+    methods: Names = []          # none: the core methods
 
 # %% ../../nbs/9_lab/01_sections.ipynb #18772c6a
 class MediumRuler(Benchmark):
@@ -211,11 +225,13 @@ class Medium(Section):
 class Heavy(Section):
     "Phase 5's model, behind a window."
     model: Name | None = None
+    native_length: Tokens | None = None # tokens that it was trained on; None: as the profile's own model
     quantize: Name | None = None
     offload: Name | None = None
     code: CodeValues = {}
     window: Tokens = 2048
     length: Tokens = 4096        # of its needles; beyond the window, so that not all are in sight
+    whole: bool = False          # needles and tasks see all keys, and the streams alone the window
     depths: Depths = [0.1, 0.5, 0.9]
     seeds: Positive = 1          # draws, each at every depth
     methods: Names = []          # none: the candidate
@@ -298,9 +314,11 @@ class Decide(Section):
 
 # %% ../../nbs/9_lab/01_sections.ipynb #27bf7cb0
 class MemoryWishes(Section):
-    "What the plan asks of a trained memory."
-    alpha_policy: Name | None = None  # exp_c_over_N, fixed or learned
-    inject_layers: Count | None = None # last layers that read it; 0, as None: as it was trained
+    "What the plan asks of the memories that methods call auto or slots; None: as they were trained."
+    alpha_policy: Name | None = None   # exp_c_over_N, which fades over code.target_length; fixed, which keeps; learned
+    inject_layers: Count | None = None # last layers whose residual stream hears it; 0, as None: the logits alone
+    irrational: Name | None = None     # of e_t; none: a constant e_t
+    minutes: Time = 15.                # that training one may take, where none is packaged for the model
 
 # %% ../../nbs/9_lab/01_sections.ipynb #ea1f8d59
 class Sections(Section):
@@ -325,6 +343,7 @@ class Sections(Section):
     decide: Decide = Decide()
     needles: Needles
     sanity: Sanity
+    care: Care = Care()
     streams: Streams = Streams()
     spans: Spans = Spans()
     ruler: Ruler = Ruler()
@@ -344,6 +363,8 @@ class Sections(Section):
 # %% ../../nbs/9_lab/01_sections.ipynb #profcl01
 class Profile(Sections):
     "The configuration of a run."
+    _run: Path | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def check_lengths(self): # the profile
         "ValueError if a length is beyond the reach of the stretched codes, or core depths are not among the depths."
@@ -366,7 +387,23 @@ class Profile(Sections):
         shared = {k: v for k, v in self.code.items() if k in CODES[which].params.model_fields}
         window = spec.window or self.window
         sinks = (self.sinks if spec.sinks is None else spec.sinks) if spec.window else 0
-        return Method(name, code(which, **{**shared, **own, **changes}), window, sinks, spec.memory)
+        return Method(name, code(which, **{**shared, **own, **changes}), window, sinks, self.memory_of(spec.memory))
+
+    def memory_of(self, word): # a folder or a packaged name; the word itself while there is no such memory
+        "Return the memory that a method reads, in the run that this profile is carried out in."
+        if word not in AUTO: return word
+        return find_memory(word, self.model, self._run, wished(self.memory, word, self.target_length)) or word
+
+    def in_run(self, folder): # Profile
+        "Return this profile as it is carried out in a run, whose folder holds the memories that it makes."
+        here = self.model_copy()
+        here._run = folder
+        return here
+
+    @property
+    def run(self): # Path, or None
+        "Return the folder of the run that this profile is carried out in."
+        return self._run
 
     def windowed(self, name): # bool
         "Return whether a method has a window of its own."
@@ -381,7 +418,8 @@ class Profile(Sections):
 def check_reach(profile): # None
     "ValueError naming a length that no code of this profile reaches, or if there is nothing to compare."
     needles = profile.needles
-    over = [n for n in (*needles.short_lengths, *needles.long_lengths) if n > profile.target_length]
+    asked = (*needles.short_lengths, *needles.long_lengths, profile.care.length or 0)
+    over = [n for n in asked if n > profile.target_length]
     if over:
         raise ValueError(f"length {over[0]} is beyond code.target_length={profile.target_length}: "
                          "raise code.target_length or leave the length out")

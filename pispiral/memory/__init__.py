@@ -1,1 +1,1 @@
-"""The attractor: a recurrent state of constant size, and the adapter that reads and writes it beside a model."""
+"""Memories of constant size: facts by name beside a frozen model, and the attractor inside a nano model."""

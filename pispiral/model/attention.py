@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['QUERY_BLOCK', 'FAMILY', 'rotate', 'attend_all', 'attend_span', 'sink_scores', 'merge_sinks', 'attend_with_sinks',
            'attend_span_and_sinks', 'attention', 'base_blocks', 'dynamic_rotated', 'dynamic_attention',
-           'check_same_span', 'layer_of', 'first_real', 'refuse_jump', 'check_bias', 'check_goes_on', 'projected',
-           'sink_view', 'View', 'one_text', 'texts_apart', 'refuse_with_mask', 'refuse_weights', 'look',
-           'check_implementation', 'set_own_implementation', 'attention_forward', 'check_family', 'attention_layers',
-           'own_windows', 'layer_windows', 'layer_backend', 'install_attention']
+           'check_same_span', 'layer_of', 'first_real', 'counts_tokens', 'refuse_jump', 'check_bias', 'check_goes_on',
+           'projected', 'sink_view', 'sharpened', 'View', 'attention_in_parts', 'one_text', 'texts_apart',
+           'refuse_with_mask', 'refuse_weights', 'look', 'turned', 'check_implementation', 'set_own_implementation',
+           'attention_forward', 'check_family', 'attention_layers', 'own_windows', 'layer_windows', 'check_sees_all',
+           'layer_backend', 'install_attention']
 
 # %% ../../nbs/4_model/05_attention.ipynb #63af53f6
-import types
 from typing import NamedTuple
 
 import torch
@@ -20,10 +20,12 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..codes.position import text_starts
-from .backends import check_backend, span_attention
+from .backends import backend_for, span_attention
 from .cache_kinds import check_shown, usable_layer
 from .kernels import check_head_dim
 from .masks import padding_mask, split_mask
+from .methods import give_methods
+from .parts import parted_attention
 from .spans import (alibi_bias, check_span, masked_attention, masked_attention_lse, past_and_chunk,
                                   visible)
 from .weighed import given_mask, logits_mask, masked_by_query, weighed_attention
@@ -165,12 +167,15 @@ AttentionMaskInterface.register("pispiral", padding_mask)
 # %% ../../nbs/4_model/05_attention.ipynb #0aa5e7ce
 QUERY_BLOCK = 256 # positions whose queries share one base
 
-def base_blocks(position # [L] int64, rising
-               ):        # [(first query, the one after the last, tokens that set the base)]
+def base_blocks(position, # [L] int64, rising
+                native=0  # tokens up to which the base is the plain one
+               ):         # [(first query, the one after the last, tokens that set the base)]
     "Return the runs of queries that share a base, and the length at which it is taken."
-    blocks, counts = torch.unique_consecutive(position//QUERY_BLOCK, return_counts=True)
+    block_ends = (position//QUERY_BLOCK + 1)*QUERY_BLOCK
+    lengths = torch.where(position < native, block_ends.clamp(max=native), block_ends)
+    lengths, counts = torch.unique_consecutive(lengths, return_counts=True)
     ends = counts.cumsum(0).tolist()
-    return [(start, end, (block + 1)*QUERY_BLOCK) for block, start, end in zip(blocks.tolist(), [0, *ends], ends)]
+    return list(zip([0, *ends], ends, lengths.tolist()))
 
 # %% ../../nbs/4_model/05_attention.ipynb #154c888d
 def dynamic_rotated(module, query, key, position, length): # (queries, keys), rotated
@@ -193,7 +198,7 @@ def dynamic_attention(module,         # the layer
     N, rows = key.shape[2], []
     for b, position in enumerate(position_ids.expand(query.shape[0], -1)):
         parts = []
-        for start, end, length in base_blocks(position):
+        for start, end, length in base_blocks(position, module.code.native):
             n = N - len(position) + end
             q, k = dynamic_rotated(module, query[b:b+1, :, start:end], key[b:b+1, :, :n], position[:end], length)
             mask = attention_mask[b:b+1, :n] if attention_mask is not None else None
@@ -230,16 +235,21 @@ def first_real(position_ids, # int64 [B or 1, L]
     return position_ids.expand(len(here), -1).gather(1, at)[:, 0], here.any(1)
 
 # %% ../../nbs/4_model/05_attention.ipynb #850b58f1
+def counts_tokens(code): # bool
+    "Tell whether a code goes by how many tokens are between a query and a key."
+    return code.slopes is not None or bool(code.parts)
+
 def refuse_jump(code):
-    "Raise ValueError: a bias counts tokens."
-    raise ValueError(f"position_ids jump ahead, and {code.code}'s bias counts tokens: no position can be skipped")
+    "Raise ValueError: tokens are counted."
+    who = f"{code.code} counts" if code.parts else f"{code.code}'s bias counts"
+    raise ValueError(f"position_ids jump ahead, and {who} tokens: no position can be skipped")
 
 def check_bias(module,       # an attention layer
                position_ids, # int64 [B or 1, L], or None
                real          # bool [B, L], or None: all are real
               ):
-    "Raise ValueError if positions jump ahead under ALiBi; the first layer asks for all."
-    if module.layer_idx or module.code.slopes is None or position_ids is None: return
+    "Raise ValueError if positions jump ahead where tokens are counted; the first layer asks for all."
+    if module.layer_idx or not counts_tokens(module.code) or position_ids is None: return
     ahead = position_ids.diff(dim=1) > 1
     if real is not None: ahead = ahead & real[:, 1:] & real[:, :-1]
     if ahead.any(): refuse_jump(module.code)
@@ -262,7 +272,7 @@ def check_goes_on(module,         # an attention layer
     if module.code.dynamic and (there & (first > before)).any():
         raise ValueError(f"position_ids jump ahead while the cache holds {past} tokens, and {module.code.code} turns "
                          "these again: read the text in one call")
-    if module.code.slopes is not None and (there & (first > before)).any(): refuse_jump(module.code)
+    if counts_tokens(module.code) and (there & (first > before)).any(): refuse_jump(module.code)
 
 # %% ../../nbs/4_model/05_attention.ipynb #cd43f33d
 def projected(module, hidden_states): # queries [B, H, L, D], keys and values [B, Hk, L, D]
@@ -288,6 +298,18 @@ def sink_view(module,         # the layer
     if module.code.rotates: query = rotate(query, *module.code(query, position.clamp(max=module.window)))
     return dict(position=position.to(query.device), sink_query=query)
 
+# %% ../../nbs/4_model/05_attention.ipynb #sharpcl1
+def sharpened(code,         # a PositionCode
+              query,        # [B, H, L, D]
+              position_ids, # int64 [B or 1, L], or None: they follow `past`
+              past          # tokens that the cache holds
+             ):             # [B, H, L, D]
+    "Return queries with the factor that the logits of their position have, beside rotation."
+    position = torch.arange(past, past + query.shape[2])[None] if position_ids is None else position_ids
+    scale = code.query_scale(position)
+    return query if scale is None else query*scale.to(query)[:, None]
+
+
 # %% ../../nbs/4_model/05_attention.ipynb #569b8a6c
 class View(NamedTuple):
     "What some queries of a layer look at."
@@ -306,12 +328,22 @@ class View(NamedTuple):
         position = self.position.expand(len(self.query), -1)[b:b+1, start:end]
         return View(*map(cut, self[:4]), position, None if padding is None or padding.all() else padding, None)
 
+
 # %% ../../nbs/4_model/05_attention.ipynb #569b8a6d
+def attention_in_parts(module, view, dropout): # [B, L, H, D]
+    "Return attention by a code of parts; up to as many tokens as its first part holds, as any code's."
+    D, code = module.head_dim, module.code
+    if int(view.position.max()) < code.whole:
+        first = view.query[..., :D], view.key[..., :D]
+        return attention(module, *first, view.value, view.padding, module.scaling, dropout)[0]
+    return parted_attention(code, *view[1:6], module.scaling, dropout).transpose(1, 2)
+
 def one_text(module, view): # [B, L, H, D]
     "Return attention over a layer's span, in rows of one text each."
     dropout, code = module.attention_dropout*module.training, module.code
     sinks = sink_view(module, view.bare, view.key.shape[2], view.position, view.padding)
     if code.dynamic: return dynamic_attention(module, *view[1:6], module.scaling)
+    if code.parts: return attention_in_parts(module, view, dropout)
     return attention(module, *view[1:4], view.padding, module.scaling, dropout, **sinks)[0]
 
 def texts_apart(module, view, starts): # [B, L, H, D]; starts: bool [B or 1, L]
@@ -325,7 +357,7 @@ def texts_apart(module, view, starts): # [B, L, H, D]; starts: bool [B or 1, L]
 # %% ../../nbs/4_model/05_attention.ipynb #569b8a6f
 def refuse_with_mask(module):
     "Raise ValueError if a layer's span cannot be kept under a mask of every query."
-    if module.asked or module.code.dynamic:
+    if module.asked or module.code.dynamic or module.code.parts:
         what = f"window={module.window}, sinks={module.sinks}" if module.asked else str(module.code.code)
         raise ValueError(f"an attention_mask of shape [B, 1, Q, K] says itself which keys are seen, and {what} cannot "
                          "be kept with it: give one of shape [B, T]")
@@ -336,6 +368,9 @@ def refuse_weights(module, view):
     if module.code.dynamic:
         raise ValueError(f"output_attentions=True is not to be had with {module.code.code}, whose keys are turned anew "
                          "for every block of queries")
+    if module.code.parts:
+        raise ValueError(f"output_attentions=True is not to be had with {module.code.code}, whose queries look from "
+                         "several places")
     if view.mask is None and module.sinks and view.key.shape[2] > module.window:
         raise ValueError(f"output_attentions=True is not to be had for texts longer than window={module.window} with "
                          f"sinks={module.sinks}: give sinks=0")
@@ -355,6 +390,15 @@ def look(module, view, starts, weights): # ([B, L, H, D], [B, H, L, N] or None);
     return out.transpose(1, 2), seen
 
 # %% ../../nbs/4_model/05_attention.ipynb #569b8a72
+def turned(code, query, key, position_embeddings, position_ids): # (queries, keys): [B, H, L, D], wider for parts
+    "Return queries and keys as they are attended to and cached: in parts, once for every place where they stand."
+    if code.parts:
+        tables, places = code.tables(position_ids.to(query.device)), [p.query for p in code.parts]
+        turn = lambda x, places: torch.cat([rotate(x, *tables[i]) for i in places], -1)
+        return turn(query, places), turn(key, code.key_places)
+    if not code.rotates or code.dynamic: return query, key
+    return [rotate(t, *position_embeddings) for t in (query, key)]
+
 def check_implementation(name # of an attention implementation of transformers
                         ):
     "Raise ValueError for another attention than the one that keeps a code and a span."
@@ -372,10 +416,11 @@ def attention_forward(self, hidden_states, position_embeddings=None, attention_m
     "Project, rotate, cache, attend, project: the forward of an attention layer whose rotation is its position code's."
     check_implementation(self.config._attn_implementation)
     bare, k, v = projected(self, hidden_states)
-    q, L = bare, bare.shape[2]
-    if self.code.rotates and not self.code.dynamic: q, k = (rotate(t, *position_embeddings) for t in (q, k))
-    layer, past, starts = layer_of(past_key_values, self), 0, None
+    L, layer, past, starts = bare.shape[2], layer_of(past_key_values, self), 0, None
     if layer is not None: past = int(layer.get_seq_length())
+    if self.code.parts and position_ids is None: position_ids = torch.arange(past, past + L, device=bare.device)[None]
+    q = bare = sharpened(self.code, bare, position_ids, past)
+    q, k = turned(self.code, bare, k, position_embeddings, position_ids)
     check_goes_on(self, position_ids, attention_mask, past)
     if layer is not None:
         k, v = past_key_values.update(k, v, self.layer_idx)
@@ -442,12 +487,22 @@ def layer_windows(config, # transformers'
     return found
 
 # %% ../../nbs/4_model/05_attention.ipynb #06c34a69
+def check_sees_all(code,   # a PositionCode
+                   windows # [int, or None: all keys], one a layer
+                  ):
+    "Raise ValueError if a window would hide keys that a part of a code looks at."
+    if code.parts and (window := next(filter(None, windows), None)):
+        raise ValueError(f"window={window} hides keys that {code.code} looks at: allowed: window=None, and a model "
+                         "without windows of its own")
+
 def layer_backend(layer,   # an attention layer
                   weight,  # a tensor of the model: its device and dtype
-                  backend  # one of `BACKENDS` or "auto"; None: the one that the layer has, else "auto"
+                  backend, # one of `BACKENDS` or "auto"; None: the one that the layer had, else "auto"
+                  code=None# the registered `Code` that it is to compute, if any
                  ):        # one of `BACKENDS`
-    "Return the backend for a model's layers; ValueError if its device, or the layers' shape, does not suit it."
-    backend = check_backend(backend or getattr(layer, "backend", "auto"), str(weight.device), str(weight.dtype)[6:])
+    "Return the backend for a model's layers; ValueError if their shape, the code or the device does not suit it."
+    had = "auto" if code is not None and code.params.backends else getattr(layer, "usual", "auto")
+    backend = backend_for(code, backend or had, str(weight.device), str(weight.dtype)[6:])
     if backend == "fused": check_head_dim(layer.head_dim)
     return backend
 
@@ -461,13 +516,16 @@ def install_attention(model,       # a transformers causal LM of the Llama famil
     "Make a model use a position code and an attention span; ValueError if its layers are of another kind."
     layers, weight = attention_layers(model), model.model.embed_tokens.weight
     windows = layer_windows(model.config, window, sinks, code.dynamic)
-    backend = layer_backend(layers[0], weight, backend)
+    check_sees_all(code, windows)
+    backend = layer_backend(layers[0], weight, backend, code.code)
+    usual = getattr(layers[0], "usual", "auto") if code.parts else backend # for another code
     model.model.rotary_emb = code.to(weight.device)
     for layer, seen in zip(layers, windows):
         object.__setattr__(layer, "code", model.model.rotary_emb) # not a submodule of each layer: it is one, shared
-        layer.window, layer.sinks, layer.backend, layer.asked = seen, sinks if window else 0, backend, window
-        layer.forward = types.MethodType(attention_forward, layer)
+        layer.window, layer.sinks, layer.asked = seen, sinks if window else 0, window
+        layer.backend, layer.usual = backend, usual
+        give_methods(layer, forward=attention_forward)
     model.config._attn_implementation = "pispiral"
-    model.set_attn_implementation = types.MethodType(set_own_implementation, model)
+    give_methods(model, set_attn_implementation=set_own_implementation)
     if getattr(model, "generation_config", None): model.generation_config.disable_compile = True # caches are exchanged
     return model

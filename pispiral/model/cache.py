@@ -11,11 +11,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ..memory.states import BatchChanges
 
 # %% ../../nbs/4_model/10_cache.ipynb #90438341
-def new_buffers(like, # [B, Hk, ., D] keys or values
-                room  # tokens
-               ):     # two tensors [B, Hk, room, D]
-    "Make room for keys and for values of the shape, dtype and device of `like`."
-    return [like.new_empty(*like.shape[:-2], room, like.shape[-1]) for _ in range(2)]
+def new_buffers(states, # keys and values, [B, Hk, ., D] each
+                room    # tokens
+               ):       # two tensors [B, Hk, room, D]
+    "Make room for keys and for values of the shapes, dtypes and devices of `states`."
+    return [t.new_empty(*t.shape[:-2], room, t.shape[-1]) for t in states]
 
 # %% ../../nbs/4_model/10_cache.ipynb #e5bd3672
 def write_end(buffers, # two tensors [B, Hk, room, D]
@@ -37,25 +37,30 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self.room, self.buffers = room, None
 
-    def make_room(self, like, end):
-        "Have buffers of the kind of `like` that hold what is there and have room for `end` tokens in all."
+    def make_room(self, states, end):
+        "Have buffers of the kind of `states` that hold what is there and have room for `end` tokens in all."
         start, buffers = self.keys.shape[-2], self.buffers
         exchanged = buffers is not None and start and self.keys.data_ptr() != buffers[0].data_ptr() # by a beam search
-        if buffers is not None and not exchanged and same_kind(buffers[0], like) and end <= self.room: return
+        fit = buffers is not None and not exchanged and all(map(same_kind, buffers, states))
+        if fit and end <= buffers[0].shape[-2]: return
         room = self.room if end <= self.room else max(end, 2*start)
-        buffers = new_buffers(like, room)
+        buffers = new_buffers(states, room)
         if start: write_end(buffers, start, (self.keys, self.values))
         self.room, self.buffers = room, buffers # noted last: where memory is refused, all stays as it was
 
     def update(self, key_states, value_states, *args, **kwargs): # [B, Hk, L, D] each
         "Append keys and values, and return all of them."
         if not self.is_initialized: self.lazy_initialization(key_states, value_states)
-        if self.keys.numel() == 0: self.keys = self.values = key_states[..., :0, :]
+        if self.keys.numel() == 0: self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
         end = self.keys.shape[-2] + key_states.shape[-2]
-        self.make_room(key_states, end)
+        self.make_room((key_states, value_states), end)
         write_end(self.buffers, end, (key_states, value_states))
         self.keys, self.values = (b[..., :end, :] for b in self.buffers)
         return self.keys, self.values
+
+    def reserve(self, room): # tokens
+        "Have room for so many tokens when the next ones come, and for no more than that if they fit what is there."
+        self.room = room
 
     def mark(self): "Remember this place: nothing to do, as any place can be gone back to."
 
@@ -93,11 +98,11 @@ class SlidingLayer(BatchChanges, DynamicLayer):
         "Forget everything."
         self.seen, self.held, self.buffers, self.marks = 0, 0, None, {}
 
-    def make_room(self, like, new):
+    def make_room(self, states, new):
         "Let go of what no query can see, in buffers that have room for `new` tokens more."
         keep, old = min(self.held, self.keep), self.buffers
         room = max(self.room, keep + new)
-        if old is None or old[0].shape[-2] < room: self.buffers = new_buffers(like, room)
+        if old is None or old[0].shape[-2] < room: self.buffers = new_buffers(states, room)
         if old is not None: slide(self.buffers, old, self.span[1], self.held, keep)
         self.held = keep
 
@@ -111,7 +116,8 @@ class SlidingLayer(BatchChanges, DynamicLayer):
         "Append keys and values, and return all that are held."
         new = key_states.shape[-2]
         if not self.is_initialized: self.lazy_initialization(key_states, value_states)
-        if self.buffers is None or self.held + new > self.buffers[0].shape[-2]: self.make_room(key_states, new)
+        full = self.buffers is None or self.held + new > self.buffers[0].shape[-2]
+        if full: self.make_room((key_states, value_states), new)
         self.seen += new
         write_end(self.buffers, self.held + new, (key_states, value_states))
         return self.show(self.held + new)
@@ -149,6 +155,12 @@ class WindowLayer(SlidingLayer):
         self.seen, self.marks = place, {n: m for n, m in self.marks.items() if n <= place}
         self.show(held if place else 0)
 
+    def skip(self, n): # tokens
+        "Count tokens whose keys nobody will look at: what is still held of them is zeros."
+        held = min(n, self.least)
+        self.seen += n - held
+        self.update(*(b.new_zeros(*b.shape[:2], held, b.shape[3]) for b in self.buffers))
+
     def get_seq_length(self): # tokens
         "Return how many tokens the layer has seen, which may be more than it holds."
         return self.seen
@@ -163,6 +175,11 @@ class StreamCache(Cache):
     def mark(self):
         "Remember this place, so that `crop` can come back to it."
         for layer in self.layers: layer.mark()
+
+    def reserve(self, room): # tokens
+        "Have room for a text of so many tokens; a window has its own."
+        for layer in self.layers:
+            if isinstance(layer, GrowingLayer): layer.reserve(room)
 
 # %% ../../nbs/4_model/10_cache.ipynb #d9c22649
 def new_layer(window,   # keys a query sees, or None: all

@@ -13,6 +13,7 @@ import torch
 
 from ..base.timing import timed
 from .finite import check_finite, run_pass
+from .shallow import Shallow, read_below
 
 # %% ../../nbs/4_model/11_prefill.ipynb #d6711301
 CHUNK = 512 # tokens a forward pass reads during prefill
@@ -36,15 +37,19 @@ def prefill(model,              # as `load_model` gives it
             cache,              # what is in it already stands for the first tokens of `ids`
             chunk:int=CHUNK,    # tokens a pass
             tick:Callable=None, # called with the number of tokens after each pass
-            marks=()            # places to mark in the cache on the way
+            marks=(),           # places to mark in the cache on the way
+            ends=()             # lengths at which something is asked, of this prompt or one that goes on from a mark;
+                                # what they do not see is read by no more layers than a memory needs; none: by all
            ):                   # [vocab] fp32 logits after the last token
     "Read a prompt chunk by chunk into a cache; FloatingPointError after a chunk whose logits are not finite."
     ids = torch.from_numpy(np.array(ids, dtype=np.int64)).to(model.device)
-    start = cache.get_seq_length()
+    start, shallow = cache.get_seq_length(), Shallow(model, cache, {len(ids), *ends} if ends else ())
     for end in chunk_ends(start, len(ids), chunk, marks):
-        logits = run_pass(model, cache, ids[None, start:end], end, logits_to_keep=1)
+        part, below = ids[None, start:end], shallow.covers(start, end)
+        if below: read_below(model, cache, part, end, shallow)
+        else: logits = run_pass(model, cache, part, end, logits_to_keep=1)
         if tick: tick(end - start)
-        check_finite(logits, end, model, cache, ids[None, start:end])
+        if not below: check_finite(logits, end, model, cache, part)
         if end in marks: cache.mark()
         start = end
     return logits[0, -1].float()

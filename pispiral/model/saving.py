@@ -6,14 +6,16 @@
 __all__ = ['KEEPS_NAMES', 'plain_parameters', 'held_parameters', 'check_plain', 'save_whole', 'saves_whole', 'saved_memory']
 
 # %% ../../nbs/4_model/14_saving.ipynb #f9e01f98
-import copy, types
+import copy
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 
 from ..memory.attach import adapters, bare
+from ..memory.beside import keyed_memory
 from ..memory.checkpoint import save_memory
+from .methods import give_methods, plain_class
 from .weights import quantized_as
 
 # %% ../../nbs/4_model/14_saving.ipynb #53e41fca
@@ -21,7 +23,7 @@ def plain_parameters(model): # set of names
     "Return the names of the parameters of an untouched model with the same config."
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
-    with torch.device("meta"): fresh = type(model)(config)
+    with torch.device("meta"): fresh = plain_class(model)(config)
     return {k for k, _ in fresh.named_parameters(remove_duplicate=False)}
 
 def held_parameters(model): # set of names
@@ -46,17 +48,17 @@ def save_whole(self, # a model with a position code
               ):
     "Save a model with its code, its span and its memory; ValueError if it would come back as another one."
     check_plain(self)
-    noted, memory = self.config.pispiral, bool(adapters(self))
+    if adapters(self): raise ValueError("a model's folder keeps no attractor of its layers: take it off first")
+    noted, memory = self.config.pispiral, keyed_memory(self) is not None
     if memory: save_memory(self, folder)
     self.config.pispiral = {**noted, "memory": memory}
     try:
-        with bare(self): return type(self).save_pretrained(self, folder, *args, **kwargs)
+        with bare(self): return plain_class(self).save_pretrained(self, folder, *args, **kwargs)
     finally: self.config.pispiral = noted
 
 def saves_whole(model): # the model
     "Let a model's `save_pretrained` save what answers."
-    model.save_pretrained = types.MethodType(save_whole, model)
-    return model
+    return give_methods(model, save_pretrained=save_whole)
 
 # %% ../../nbs/4_model/14_saving.ipynb #1dc7efe9
 def saved_memory(where,  # a folder or a hub id
@@ -64,4 +66,4 @@ def saved_memory(where,  # a folder or a hub id
                 ):      # the folder of the memory that a model was saved with, or None
     "Return where the memory of a saved model is."
     if not (getattr(config, "pispiral", None) or {}).get("memory"): return None
-    return where if Path(where).is_dir() else snapshot_download(where, allow_patterns="attractor.*")
+    return where if Path(where).is_dir() else snapshot_download(where, allow_patterns="memory.*")

@@ -14,6 +14,7 @@ from string import Template
 
 from ..base.files import write_text
 from ..base.values import write_yaml
+from ..evidence.care import CARE
 from ..evidence.history import migrate_profile, value_at
 from ..evidence.records import write_json
 from .comparison import leaves
@@ -107,7 +108,9 @@ def copy_run(folder:Path, to:Path,
             ): # {name: sha256} of what was left out
     "Copy the records of a run's finished phases."
     left_out, phases = {}, [folder/f"phase_{p:02d}" for p in finished]
-    for path in [folder/"run.json", folder/"environment.txt", *(f for p in phases for f in sorted(p.rglob("*")))]:
+    care = [p for p in (folder/CARE, *sorted((folder/"care").glob("*"))) if p.is_file()] # how settings were chosen
+    of_phases = [f for p in phases for f in sorted(p.rglob("*"))]
+    for path in [folder/"run.json", folder/"environment.txt", *care, *of_phases]:
         name = path.relative_to(folder)
         if not path.is_file() or path.name.startswith("."): continue
         if path.suffix not in KEPT: left_out[str(name)] = sha256(path)

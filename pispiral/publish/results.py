@@ -116,7 +116,7 @@ def read_csv(path,   # a record of a phase; it need not exist
 
 # %% ../../nbs/8_publish/05_results.ipynb #21298679
 MEASURED = ["phase", "model", "mode", "device", "dtype", "attn_backend", "quantize", "window", "length", "vram_mb",
-            "tokens_per_sec", "state_size"]
+            "tokens_per_sec", "state_size", "memory_bytes"]
 
 # %% ../../nbs/8_publish/05_results.ipynb #8f1165cb
 def measurements(rec # records

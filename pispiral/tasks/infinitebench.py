@@ -13,7 +13,7 @@ import numpy as np
 from .haystacks import noise_lines
 from .lines import filled_ids
 from .needles import draw_uuids
-from .published import fetch_rows, row_of
+from .published import fetch_rows, revision_of, row_of
 from .registry import register_task
 from .tokens import (Item, assemble, check_depth, fill_room, frame, item_rng, join_ids, line_ids, nearest,
                                    token_ids)
@@ -261,11 +261,6 @@ def code_run_item(tok, length, seed=0): # Item
                 **around.join(body))
 
 # %% ../../nbs/3_tasks/13_infinitebench.ipynb #9e9f8061
-def _cut_middle(ids, room):
-    "The ids, without those of the middle that there is no room for, and how many those are."
-    cut, half = max(0, len(ids) - room), room//2
-    return ids[:half] + ids[len(ids) - (room - half):] if cut else ids, cut
-
 def _answers(row, letter):
     "The answers to a row, and on demand the letter of the option that is the first of them."
     answers = [*row["answer"]]
@@ -276,15 +271,16 @@ def _answers(row, letter):
 def _register(task, metric, max_new, head, question, prefix): # wording: before the text, after it, of the answer
     "Register a task of the published set."
     @register_task(task, suite="infinitebench", metric=metric, source=_SOURCE, published="infinitebench", network=True)
-    def make(tok, length, seed=0, truncate=False):
+    def make(tok, length, seed=0, truncate=True):
         rows = fetch_rows("infinitebench", split=task)
         row = row_of(rows, seed, f"InfiniteBench's {task}")
         around = frame(tok, head, question.format(**row), prefix, length, max_new)
         ids = token_ids(tok, row["context"])
         if not truncate: around.need(len(ids))
-        ids, cut = _cut_middle(ids, around.room)
+        ids, cut = around.without_middle(ids)
         return Item(task=task, seed=seed, cut=cut, expected=_answers(row, metric == "choice"),
-                    source="published InfiniteBench", **_nothing_hidden("book"), **around.join_short(ids))
+                    source="published InfiniteBench", revision=revision_of(rows), **_nothing_hidden("book"),
+                    **around.join_own(ids))
 
 # %% ../../nbs/3_tasks/13_infinitebench.ipynb #fe6c9e68
 _register("longbook_qa_eng", "token_f1", 40,

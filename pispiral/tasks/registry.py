@@ -48,7 +48,7 @@ class Task:
 
 # %% ../../nbs/3_tasks/00_registry.ipynb #bc30bee8
 TASKS = Registry("a task", group="pispiral.tasks", modules=tuple(f"pispiral.tasks.{room}" for room in (
-    "niah", "shortqa", "ruler", "ruler_words", "multidoc", "infinitebench")))
+    "niah", "shortqa", "ruler", "ruler_words", "multidoc", "infinitebench", "facts")))
 
 # %% ../../nbs/3_tasks/00_registry.ipynb #0a6fdccc
 NUMBERS = dict(length=int, depth=float|list|tuple|None, seed=int) # what every task is asked with

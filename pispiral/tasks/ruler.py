@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from ..base.errors import one_of
 from .assets import prose
-from .haystacks import NeedleHaystack, haystack, noise_lines
+from .haystacks import ESSAYS, NeedleHaystack, haystack, noise_lines
 from .needles import draw_key, draw_value, needle
+from .published import SOURCES, essays, offline_source, published_revision, published_source
 from .registry import register_task, tasks_of
 from .ruler_words import DEPTHS
 from .tokens import Item, assemble, item_rng
@@ -47,10 +48,11 @@ def _wording(n, value, asked):
     return [t.format(v=value, q=query) for t in (map(_singular, texts) if n == 1 else texts)]
 
 # %% ../../nbs/3_tasks/12_ruler.ipynb #281738cf
-@lru_cache(maxsize=1)
-def _compounds():
-    "Hyphenated words of the prose."
-    return frozenset(re.findall(r"[a-z]+-[a-z]+", " ".join(prose()).lower()))
+@lru_cache(maxsize=2)
+def _compounds(source):
+    "Hyphenated words of the prose, or of the essays."
+    texts = essays() if source == "published" else prose()
+    return frozenset(re.findall(r"[a-z]+-[a-z]+", " ".join(texts).lower()))
 
 def _distinct(draw, n, avoid=()):
     "`n` different draws."
@@ -60,38 +62,48 @@ def _distinct(draw, n, avoid=()):
     return list(out)
 
 # %% ../../nbs/3_tasks/12_ruler.ipynb #d99bb76e
-def _draw(rng, needles): # (keys, values), the values of one key next to each other
+def _draw(rng, needles, source): # (keys, values), the values of one key next to each other
     "The keys and values of an item."
     one_key = lambda: draw_key(rng) if needles.key == "word" else draw_value(rng, needles.key)
-    keys = _distinct(one_key, needles.keys, _compounds())
+    keys = _distinct(one_key, needles.keys, _compounds(source))
     return keys, _distinct(lambda: draw_value(rng, needles.value), needles.keys*needles.values)
 
-def _hay(tok, needles, task, length, seed, avoid):
+def _hay(tok, needles, task, length, seed, avoid, source):
     "The item's haystack; nothing in it is one of `avoid`."
     if needles.haystack == "noise": return noise_lines(tok)
-    if needles.haystack == "prose": return haystack("prose", tok, seed)
+    if needles.haystack == "prose": return haystack(ESSAYS if source == "published" else "prose", tok, seed)
     return NeedleHaystack(tok, (task, seed, length), needles.key, needles.value, avoid)
 
 # %% ../../nbs/3_tasks/12_ruler.ipynb #fc1638e6
-def _needle_item(tok, task, needles, length, depth, seed):
+def _origin(needles, source): # dict
+    "What an item says of where its haystack is from, if that is a text."
+    if needles.haystack != "prose": return {}
+    if one_of(source, SOURCES, "a source", "source") == "offline": return dict(source=offline_source(ESSAYS, "prose"))
+    return dict(source=published_source(ESSAYS), revision=published_revision(ESSAYS))
+
+def _needle_item(tok, task, needles, length, depth, seed, source):
     "An item of the task whose settings are `needles`."
     rng = item_rng(task, seed, length, *([] if depth is None else [f"{depth:.6f}"]))
-    keys, values = _draw(rng, needles)
+    keys, values = _draw(rng, needles, source)
     depths = (rng.choice(DEPTHS, len(values), replace=False)/100).tolist()
     if depth is not None: depths[0] = depth
-    hay = _hay(tok, needles, task, length, seed, (*keys, *values))
+    hay = _hay(tok, needles, task, length, seed, (*keys, *values), source)
     texts = [needle(keys[i//needles.values], v, needles.value) + "\n"*hay.lines for i, v in enumerate(values)]
     expected = values[:needles.queries*needles.values]
     head, question, prefix = _wording(len(expected), needles.value, keys[:needles.queries])
     fields = assemble(tok, head, hay, texts, depths, question, prefix, length, NEEDLE_ANSWER)
-    return Item(task=task, seed=seed, expected=tuple(expected), **fields)
+    return Item(task=task, seed=seed, expected=tuple(expected), **_origin(needles, source), **fields)
 
 # %% ../../nbs/3_tasks/12_ruler.ipynb #5722148b
 def _register(task, *settings, **more):
     "Register a needle task."
     needles = Needles(*settings, **more)
-    @register_task(task, suite="ruler", source="Hsieh et al. 2024, arXiv 2404.06654")
-    def make(tok, length, depth=None, seed=0): return _needle_item(tok, task, needles, length, depth, seed)
+    published = ESSAYS if needles.haystack == "prose" else None
+    def make(tok, length, depth=None, seed=0): return _needle_item(tok, task, needles, length, depth, seed, "offline")
+    def sourced(tok, length, depth=None, seed=0, source="offline"):
+        return _needle_item(tok, task, needles, length, depth, seed, source)
+    register_task(task, suite="ruler", source="Hsieh et al. 2024, arXiv 2404.06654", published=published)(
+        sourced if published else make)
 
 _register("niah_single_1", "noise")
 _register("niah_single_2", "prose")

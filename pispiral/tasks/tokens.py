@@ -40,6 +40,7 @@ class Item:
     source: str|None = None # where its texts are from, if not from `haystack`: a published set or its stand-in
     prefix_len: int = 0 # last tokens of `ids` that are the first words of the answer
     cut: int = 0 # tokens of the source's text taken out of its middle
+    revision: str|None = None # of the published set that its texts are from: the hub's commit, or a digest of files
 
     def __post_init__(self):
         if len(self.ids) + self.max_new > self.length:
@@ -291,8 +292,19 @@ class Frame(NamedTuple):
                     max_new=self.max_new, prefix_len=self.prefix_len)
 
     def join_short(self, body): # the fields of an `Item` that follow
-        "Join body and frame to an item that is as short as its body."
-        return self._replace(length=self.length - self.room + len(body)).join(body) | dict(length=self.length)
+        "Join body and frame to an item that is as short as its body, and is asked at the length that was wanted."
+        return self.join_own(body) | dict(length=self.length)
+
+    def without_middle(self, body): # (ids, how many tokens were taken out)
+        "Return a body that fits: of the whole prompt as many tokens are left before the gap as after it."
+        self.need(1)
+        if (cut := len(body) - self.room) <= 0: return body, 0
+        left = min(max((self.length - self.max_new)//2 - len(self.begin), 0), self.room)
+        return [*body[:left], *body[left + cut:]], cut
+
+    def join_own(self, body): # the fields of an `Item` that follow
+        "Join body and frame to an item that has the length of its body."
+        return self._replace(length=self.length - self.room + len(body)).join(body)
 
 # %% ../../nbs/3_tasks/02_tokens.ipynb #f76cbf27
 def _first_ids(tok, text):

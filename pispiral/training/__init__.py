@@ -1,1 +1,1 @@
-"""What is learned: the attractor's training on a frozen model, and nano models from scratch."""
+"""What is learned: memories of frozen models, and nano models from scratch."""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'HELD_OUT_STREAM', 'nano_loss', 'held_out_accuracy', 'train_nano', 'nano_file', 'ask_nano', 'keep_nano',
-           'read_nano', 'kept_nano']
+           'read_nano', 'kept_config', 'kept_nano']
 
 # %% ../../nbs/5_training/11_nano_training.ipynb #d440f8ae
 import json
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from ..base.files import replace_file
 from ..memory.attach import adapters
+from ..memory.config import AttractorConfig
 from .loop import train
 from .nano import VALUES, NanoConfig, nano_batch, nano_model
 from .nano_asking import exact_match
@@ -111,13 +112,19 @@ def read_nano(path): # ({config, curve, scores}, {name: tensor})
     except SafetensorError as e: raise ValueError(f"{path} is damaged: delete it to train anew ({e})") from None
 
 # %% ../../nbs/5_training/11_nano_training.ipynb #9ad84463
+def kept_config(keys # of a `NanoConfig`, as a file has them
+               ):    # NanoConfig
+    "The configuration of a kept model; keys of its attractor that there are no more are left out."
+    own = keys["attractor"] and {k: v for k, v in keys["attractor"].items() if k in AttractorConfig.model_fields}
+    return NanoConfig(**{**keys, "attractor": own})
+
 def kept_nano(cfg:NanoConfig,
               path # of a file that `keep_nano` wrote
              ):    # (model, what stands in the file), or None without a file of this very config
     "A trained model; ValueError if its file is damaged."
     if not Path(path).is_file(): return None
     notes, half = read_nano(path)
-    if NanoConfig(**notes["config"]) != cfg: return None # settings that came later had their defaults
+    if kept_config(notes["config"]) != cfg: return None # settings that came later had their defaults
     model = nano_model(cfg)
     for k, p in model.named_parameters(): p.data.copy_(half[k])
     return model, notes

@@ -18,9 +18,12 @@ from pathlib import Path
 import pandas as pd
 
 from ..codes.registry import Code
+from ..evidence.care import read_care, with_found
 from ..evidence.history import MOVED, migrate_profile, value_at
 from ..evidence.records import read_log
 from ..evidence.settings import OF_METHOD, USUAL, paired_fields
+
+pd.options.mode.string_storage = "python" # Arrow's strings, where there is Arrow, refuse half a surrogate pair
 
 # %% ../../nbs/7_verdict/00_pairs.ipynb #0c0123e1
 QUESTION = ("model", "task", "haystack", "length", "depth", "seed", "expected", "needle_at") # what was asked
@@ -167,6 +170,7 @@ def load_records(run_dir # runs/<run_id>
     items, twice = union_of_items(folder)
     frame, settings = item_frame(list(items.values()))
     profile = migrate_profile(json_object(folder/"run.json", folder).get("profile") or {})
+    profile = with_found(profile, read_care(folder)) # and the methods that the run has tuned
     cells = pd.DataFrame(metrics, columns=None if metrics else ["phase", "model", "mode"])
     return Records(folder, profile, results, frame, cells, twice, settings)
 

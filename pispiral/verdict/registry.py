@@ -72,7 +72,9 @@ def gate_words(profile:dict # nested
     "Return the names that a gate's words in braces stand for in a run."
     candidate = profile.get("candidate") or "hybrid"
     spiral = "pi_spiral" if candidate == "hybrid" else candidate
-    return dict(candidate=candidate, spiral=spiral, spiral_or_candidate=" or ".join(dict.fromkeys([spiral, candidate])))
+    care = profile.get("care") or {} # with what was found on the run's development set
+    return dict(candidate=candidate, spiral=spiral, spiral_or_candidate=" or ".join(dict.fromkeys([spiral, candidate])),
+                tuned_candidate=care.get("own") or candidate, best_rival=care.get("best") or "the best rival")
 
 # %% ../../nbs/7_verdict/03_registry.ipynb #9e322c00
 def fill_words(value, # of a threshold, or a sentence

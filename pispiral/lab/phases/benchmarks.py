@@ -75,11 +75,11 @@ def ruler_questions(tok, # a transformers tokenizer
                     lengths, # tokens
                     seeds:int, # items of each task and length
                     methods, # names
-                    source:str="offline" # of qa_1 and qa_2: offline, published, or auto
+                    source:str="offline" # of essays and of qa_1 and qa_2: offline, published, or auto
                    ): # Questions
     "Return RULER's questions."
     tasks = ruler_tasks(tasks)
-    origin, missing = sources_of([t for t in tasks if t in document_tasks()], source)
+    origin, missing = sources_of([t for t in tasks if TASKS[t].published and "source" in TASKS[t].options], source)
     options = {task: dict(source=where) for task, where in origin.items()}
     make = lambda task, n, seed: make_item(tok, task, n, seed=seed, **options.get(task, {}))
     return questions_from(in_turn(tasks, lengths, seeds, make), methods, missing)

@@ -78,6 +78,7 @@ def drift_arms(profile): # {label: Setting}
     d, arms = profile.drift, {}
     for m, s in settings(profile, list(dict.fromkeys(["rope", *d.methods]))).items():
         arms[m] = s._replace(window=None, sinks=0)
+        if not s.code.params.windows: continue
         arms[drift_label(m, d.window)] = s._replace(window=d.window, sinks=drift_sinks(s, profile))
     return arms
 

@@ -109,7 +109,7 @@ def ask_needles(phase, model, tok, questions): # records
     p = phase.profile
     with torch.inference_mode():
         return evaluate(model, tok, questions, settings(p, p.needles.methods), phase.folder, phase.other_logs,
-                        memory=memories(p))
+                        memory=memories(p), cap_gib=p.memory_cap_gib)
 
 # %% ../../../nbs/9_lab/05_phases_needles.ipynb #64435a60
 def plan_row(number, what, plan, shape, profile, setting): # tuple of text

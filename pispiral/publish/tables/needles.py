@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IN_ROWS', 'IN_COLUMNS', 'clear_winner', 'needle_rows', 'lines_by_length', 'niah_table', 'lines_by_method',
-           'niah_cells']
+           'niah_cells', 'care_table']
 
 # %% ../../../nbs/8_publish/13_tables_needles.ipynb #7f5c22f5
-from ..formats import Table, accuracy_cell
+from ...evidence.care import care_rows, read_care
+from ..formats import Cell, Table, accuracy_cell, number
 from ..registry import register_table
 from ..results import Results, main_rows
 from ..style import in_order
@@ -84,3 +85,15 @@ def niah_cells(res:Results) -> Table: # rows: model, haystack, length, depth; co
     rows = rows.astype({"depth": float})
     return Table("niah_cells", "Needle in a haystack: accuracy by context length in tokens and needle depth", keys,
                  tuple(modes), lines_by_method(rows, keys, modes), IN_ROWS)
+
+# %% ../../../nbs/8_publish/13_tables_needles.ipynb #54283010
+@register_table("care")
+def care_table(res:Results) -> Table: # rows: methods; columns: what was tried and what was chosen
+    "Make the table of the settings that were tried on the development set."
+    found = read_care(res.rec.folder)
+    shown = lambda r: [number(r["tries"], "d"), number(r["its own"], ".2f", n=r["draws"]), Cell(r["chosen"]),
+                       number(r["score"], ".2f", n=r["draws"])]
+    rows = tuple(((r["method"], r["role"]), shown(r)) for r in care_rows(found))
+    where = f": needles of {found['length']:,} tokens, with seeds that no gate uses" if found else ""
+    return Table("care", f"Settings chosen on the development set{where}", ("mode", "role"),
+                 ("tries", "its own", "chosen", "score"), rows, f"The rule: {found['rule']}." if found else "")

@@ -40,7 +40,7 @@ def setting_entries(part # measurements of one setting
     last = part[part.length == part.length.max()]
     mean = lambda column: number(float(last[column].mean()) if last[column].notna().any() else None)
     return [number(float(part.length.min()), ",.0f"), number(float(part.length.max()), ",.0f"),
-            mean("vram_mb"), mean("tokens_per_sec"), mean("state_size"), growth(part)]
+            mean("vram_mb"), mean("tokens_per_sec"), mean("state_size"), mean("memory_bytes"), growth(part)]
 
 # %% ../../../nbs/8_publish/15_tables_system.ipynb #fe1fc2e3
 GROWTH_NOTE = ("Growth: least-squares change of peak memory from the shortest to the longest length, relative to its "
@@ -52,6 +52,7 @@ def system_table(res:Results) -> Table: # one row a setting
     "Make the table of memory and speed against length."
     rows = tuple((setting_texts(key), setting_entries(part))
                  for key, part in measurements(res.rec).groupby(list(SETTING), dropna=False))
-    columns = ("from (tokens)", "to (tokens)", "peak memory (MB)", "tokens/s", "state (numbers)", "growth (%)")
+    columns = ("from (tokens)", "to (tokens)", "peak memory (MB)", "tokens/s", "state (numbers)", "memory (bytes)",
+               "growth (%)")
     return Table("system", "System metrics: memory, speed and state at the longest length", SETTING, columns, rows,
                  GROWTH_NOTE)

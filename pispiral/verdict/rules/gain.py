@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'native_in_profile', 'long_lengths', 'gain_scope', 'long_draws', 'unaskable', 'shuffled_verdict',
-           'where_text', 'gain']
+           'where_text', 'gain', 'best_scope', 'gain_over_best']
 
 # %% ../../../nbs/7_verdict/12_rules_gain.ipynb #e93efc11
+from ...evidence.care import read_care
 from ...evidence.history import value_at
 from ...evidence.records import read_log
 from ..betting import BOLD, bounded, draws_until, verdict_of
@@ -117,3 +118,35 @@ def gain(rec, # records
     out = finding(verdict, "; ".join([reason, *draws.evidence.words]), numbers, draws.files, needs, enough)
     control = shuffled_verdict(draws.evidence.rows, min_gain, alpha)
     return controlled(out, "answers held against another draw's value", control)
+
+# %% ../../../nbs/7_verdict/12_rules_gain.ipynb #920ab3dd
+def best_scope(profile, # nested, with what was found
+               phase, # of the gate
+               candidate, baseline, # names of methods
+               min_gain, plan_length, alpha # thresholds
+              ) -> Scope:
+    "Return what a gain over the best rival asks and costs, or why a profile cannot decide it."
+    if value_at(profile, "care.best"):
+        return gain_scope(profile, phase, candidate, baseline, min_gain, plan_length, alpha)
+    return Scope("" if value_at(profile, "care.tries") else "care.tries=0: no rival is chosen on a development set")
+
+# %% ../../../nbs/7_verdict/12_rules_gain.ipynb #e630a17c
+@register_rule(scope=best_scope)
+def gain_over_best(rec, # records
+                   phase, # of the gate
+                   *,
+                   candidate, # method's name, with its choice
+                   baseline, # the best rival's, with its choice
+                   min_gain, # absolute gain in accuracy
+                   plan_length, # what the plan asked for, tokens
+                   alpha # one-sided error
+                  ) -> dict: # see `finding`
+    "Judge whether the candidate gains at least `min_gain` over the rival that was chosen on the development set."
+    found = read_care(rec.folder)
+    if not value_at(rec.profile, "care.best"):
+        raise NotRun("no rival was chosen yet: `pispiral tune`, or phase 3, does on the development set")
+    out = gain(rec, phase, candidate=candidate, baseline=baseline, min_gain=min_gain, plan_length=plan_length,
+               alpha=alpha)
+    how = f"one rule, at most {found['tries']} tries of each of {len(found['methods'])} methods on {found['draws']} " \
+          f"other draws at {found['length']} tokens" if found else "the profile"
+    return out | dict(reason=f"{out['reason']}; the rival and both settings were chosen by {how}")
