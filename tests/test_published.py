@@ -73,7 +73,7 @@ def data(tmp_path, monkeypatch):
 
 
 def clear():
-    for cached in (published.fetch_rows, published.essays, benchmarks.why_unreachable): cached.cache_clear()
+    for cached in (published.rows_or_why, published.essays, benchmarks.why_unreachable): cached.cache_clear()
 
 
 @pytest.fixture(scope="module")

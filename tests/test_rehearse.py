@@ -31,6 +31,24 @@ PLANTED = {  # what it is: (profile, changes, part that finds it, what it names)
         "kaggle", {"needles.long_lengths": [2**21], "code.target_length": 2**21}, "memory", "2,097,152"),
     "a length beyond the medium model's code": (
         "kaggle", {"large.medium.long_lengths": [2**20]}, "lengths", "large.medium"),
+    "a far length beyond the code": ("kaggle", {"needles.far_lengths": [2**18]}, "lengths", "needles.far_lengths"),
+    "all keys in sight where only windows fit": ("kaggle", {"needles.long_lengths": [131072]}, "memory", "131,072"),
+    "documents beyond the card": ("full", {"documents.lengths": [131072]}, "memory", "documents"),
+    "the heavy model beyond the card": ("full", {"large.heavy.length": 131072}, "memory", "large.heavy"),
+    "two copies of keys beyond the card": ("full", {"needles.long_lengths": [65536, 98304, 131072, 294912]}, "memory",
+                                           "self_extend"),
+    "far lengths that no memory hears": (
+        "full", {"needles.methods": ["rope", "hybrid", "rope_ntk", "window", "hybrid_window"]}, "windows",
+        "none has a memory"),
+    "the medium model's far lengths that no memory hears": (
+        "kaggle", {"large.medium.methods": ["rope", "hybrid", "window"]}, "windows", "large.medium.far_lengths"),
+    "a K that is left out and could be asked": ("full", {"ablations.K_beyond": [4096]}, "contrasts", "4096"),
+    "a medium model in a dtype that overflows": (
+        "kaggle", {"large.medium.model": "Qwen/Qwen2.5-1.5B-Instruct", "large.medium.native_length": 32768}, "dtypes",
+        "overflows in float16"),
+    "a dtype left to the card": ("kaggle", {"dtype": "auto"}, "dtypes", "dtype='auto' means on this card"),
+    "unquantised weights without a place": (
+        "kaggle", {"large.medium.reference": None}, "placement", "large.medium.reference"),
     "a stream beyond the heavy model's code": (
         "kaggle", {"large.heavy.stream_lengths": [8192, 16384, 2**18]}, "lengths", "large.heavy.stream_lengths"),
     "a stream without lengths": ("kaggle", {"streams.lengths": []}, "gates", "2.flat_memory"),
@@ -48,7 +66,8 @@ PLANTED = {  # what it is: (profile, changes, part that finds it, what it names)
     "losses of long texts in one pass": ("kaggle", {"chunk": 65536}, "memory", "drift"),
     "fp16 that overflows": ("full", {"dtype": "float16"}, "dtypes", "overflows in float16"),
     "needles out of a window's sight": (
-        "kaggle", {"large.heavy.window": 1024}, "windows", "window of 1,024"),
+        "kaggle", {"large.heavy.window": 1024, "large.heavy.whole": False, "large.heavy.kv": None}, "windows",
+        "window of 1,024"),
     "a task without room": ("kaggle", {"ruler.lengths": [64, 4096]}, "questions", "at 64"),
     "a session shorter than a question": ("kaggle", {"max_hours": .001}, "hours", "a session"),
     "a tokenizer that joins digits": (
@@ -120,3 +139,11 @@ def test_what_a_part_raises_is_a_finding(monkeypatch):
 def test_a_profile_that_cannot_be_read_is_not_ready(cli):
     out, _ = cli.here("rehearse", "kaggle", "--short", "--set", "needles.short_lengths=[2000000]", expect=1)
     assert "not ready: 1 fault" in out and "2000000" in out
+
+
+def test_a_memory_is_fitted_with_the_name_of_its_model():
+    from inspect import signature
+    from pispiral.training.keyed import train_memory
+    given = dict(minutes=1., notes=dict(model="its name"))
+    bound = signature(train_memory).bind("a model", "its tokenizer", "a folder", **given)
+    assert bound.arguments["notes"] == dict(model="its name")

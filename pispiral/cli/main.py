@@ -6,6 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/a_cli/07_main.ipynb #77e0a41a
-from . import (evidence, examining, kaggle, publish, rehearse, run, scale, # noqa: F401 each registers its
-                          training) # commands
+from . import (evidence, examining, kaggle, publish, rehearse, run, scale, serving, # noqa: F401 each
+                          training) # registers its commands
 from .app import app as app # what the command `pispiral` calls

@@ -132,6 +132,8 @@ def run_command(
              "side.")] = None,
     executor: Annotated[str, typer.Option(help="Where workers are: local, ray or submitit (Slurm).")] = "local",
     address: Annotated[Optional[str], typer.Option(help="Of a Ray cluster, as in auto or host:6379.")] = None,
+    engine: Annotated[Optional[str], typer.Option(
+        help="Asked by phases 2 to 4 under full attention: transformers or vllm; the profile's unless told.")] = None,
     until_decided: Annotated[bool, typer.Option(
         "--until-decided", help="After a first look, ask what decides the open gates, soonest first.")] = False,
     budget: Annotated[Optional[str], typer.Option(
@@ -148,15 +150,18 @@ def run_command(
     """
     one_of(profile, profile_names(), "a profile", name="profile") # before torch and the rest, which take seconds
     from pispiral.evidence.executors import place
+    from pispiral.lab.methods import check_engine
     from pispiral.lab.opening import check_run, chosen_name
     from pispiral.lab.profiles import load_profile, parse_settings
     with absent("rfc3987_syntax"): from pispiral.lab.runner import run
     from pispiral.lab.tracking import keeper
     overrides, numbers, where = parse_settings(set_), parse_phases(phases), place(executor, jobs, address)
     keep = keeper(track)
+    if engine is not None: overrides["engine"] = engine
     chosen = load_profile(profile, overrides, pos)
+    check_engine(chosen)
     name = chosen_name(run_id, profile, overrides, pos) + "-decided"*(until_decided and run_id is None)
-    own = profile == "demo" and not set_ and pos is None
+    own = profile == "demo" and not overrides and pos is None
     if until_decided: return decided_run(chosen, name, numbers, again, where, budget, gates, plan, own, keep)
     if budget or gates: raise ValueError("--budget and --gates go with --until-decided")
     check_run(chosen, name)

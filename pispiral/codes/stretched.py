@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Stretch', 'Stretched', 'stretch_factor', 'factors', 'stretched', 'linear', 'ntk_frequencies', 'rope_ntk',
-           'DynamicNTK', 'dynamic_ntk', 'yarn_frequencies', 'Yarn', 'yarn', 'Llama3', 'llama3', 'LongRope',
+           'DynamicNTK', 'dynamic_ntk', 'yarn_frequencies', 'Tempered', 'Yarn', 'yarn', 'Llama3', 'llama3', 'LongRope',
            'pair_factors', 'longrope_frequencies', 'own_longrope', 'longrope']
 
 # %% ../../nbs/1_codes/07_stretched.ipynb #be7fdfb6
@@ -113,17 +113,23 @@ def dynamic_ntk(params, # a `Stretched`
 # %% ../../nbs/1_codes/07_stretched.ipynb #b9815fff
 def yarn_frequencies(model_config, # a transformers configuration
                      factor:float, # s
-                     attention_factor=None # on cos and sin; None: YaRN's own
+                     attention_factor=None, # on cos and sin; None: YaRN's own
+                     beta_fast:float=32. # turns within the native length from which on a pair is kept
                     )->tuple: # ([D/2] Fractions, rad/token; attention scaling)
     "YaRN's frequencies with the ramp placed by the native length."
-    return stretched(model_config, "yarn", factor=factor, attention_factor=attention_factor,
+    return stretched(model_config, "yarn", factor=factor, attention_factor=attention_factor, beta_fast=beta_fast,
                      original_max_position_embeddings=original_length(model_config))
 
 # %% ../../nbs/1_codes/07_stretched.ipynb #yarnpar1
-class Yarn(Stretched):
-    "The parameters of YaRN."
+class Tempered(Stretched):
+    "The parameters of a stretched RoPE with a temperature."
     attention_factor: PositiveFloat | None = Field(None, description="on cos and sin; None: of yarn 0.1·ln s + 1, of "
                                                                      "longrope √(1 + ln s / ln native)")
+
+class Yarn(Tempered):
+    "The parameters of YaRN."
+    beta_fast: float = Field(32., gt=1, description="of yarn: turns within the native length from which on a pair is "
+                                                    "kept; pairs of one turn or less are divided by s")
 
 # %% ../../nbs/1_codes/07_stretched.ipynb #0687a97e
 @register_code("yarn", params=Yarn, source="Peng et al. 2023, arXiv 2309.00071", colour="#009E73", dash="dash",
@@ -132,7 +138,8 @@ def yarn(params, # a `Yarn`
          model_config # a transformers configuration
         )->PositionCode:
     "Fast pairs kept, slow ones divided by s, a ramp between; attention scaled."
-    frequencies = yarn_frequencies(model_config, stretch_factor(params, model_config), params.attention_factor)
+    s = stretch_factor(params, model_config)
+    frequencies = yarn_frequencies(model_config, s, params.attention_factor, params.beta_fast)
     return PositionCode(*frequencies, logit_scale=params.growth())
 
 # %% ../../nbs/1_codes/07_stretched.ipynb #08bf995e
@@ -162,7 +169,7 @@ def llama3(params, # a `Llama3`
     return PositionCode(*frequencies, logit_scale=params.growth())
 
 # %% ../../nbs/1_codes/07_stretched.ipynb #193da2cf
-class LongRope(Yarn):
+class LongRope(Tempered):
     "The parameters of LongRoPE."
     short_factor: tuple[PositiveFloat, ...] | None = Field(None, description="of longrope, one a pair, up to the "
                                                                              "native length; None: 1")

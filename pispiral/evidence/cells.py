@@ -36,7 +36,8 @@ def setting_hash(record # a line of items.jsonl
                 ):      # 16 hex digits
     "Return a digest of whatever of a record's setting can change its answer."
     how = {k: record.get(k, USUAL.get(k)) for k in OF_SETTING if k not in ("mode", "chunk", "device")}
-    if how["weights"] is None: how.pop("weights") # records of schema 3 name none, and keep their digests
+    for name in ("weights", "engine"): # records that name none keep their digests
+        if how[name] is None: how.pop(name)
     return digest({**how, "device": record["device"].split(":")[0]})
 
 def cell_key(record): # text that sorts

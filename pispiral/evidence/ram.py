@@ -18,6 +18,7 @@ import torch
 
 from .profiling import Shape
 from ..model.cache import SLACK
+from ..model.packed import PACKED
 from ..model.shapes import public_config
 
 # %% ../../nbs/6_evidence/02_ram.ipynb #f2c5507c
@@ -58,8 +59,8 @@ def weight_bytes(shape:Shape, dtype:str, quantize:str=None, offload:str=None): #
 
 # %% ../../nbs/6_evidence/02_ram.ipynb #8235b0c0
 def cached_tokens(length, chunk, window, sinks): # tokens
-    "Return how many tokens' keys and values are held."
-    return length if window is None else min(length, sinks + window - 1 + SLACK + 4*chunk)
+    "Return for how many tokens' keys and values room is set aside: behind a window the same for every text."
+    return length if window is None else sinks + window - 1 + SLACK + 4*chunk
 
 # %% ../../nbs/6_evidence/02_ram.ipynb #90c7485f
 def working_bytes(shape:Shape, length, dtype, chunk, window): # bytes
@@ -78,10 +79,12 @@ def memory_parts(shape:Shape,
                  sinks:int=0,       # first tokens that stay in sight
                  quantize:str=None, # "nf4", …: as a record names it; None: as `dtype` says
                  offload:str=None,  # "cpu" or "disk": layers are fetched one at a time
-                 key_copies:int=1   # how often the position code has a key cached
+                 key_copies:int=1,  # how often the position code has a key cached
+                 kv:str=None        # "nf4": keys and values in 4 bits, one layer's at a time in full
                 ):                  # Memory
     "Return what reading a text of `length` tokens needs."
-    cache = shape.kv_per_token*(1 + key_copies)/2*cached_tokens(length, chunk, window, sinks)*BYTES[dtype]
+    numbers = shape.kv_per_token*(1 + key_copies)/2*cached_tokens(length, chunk, window, sinks)
+    cache = numbers*(PACKED + BYTES[dtype]/shape.layers if kv else BYTES[dtype])
     return Memory(weight_bytes(shape, dtype, quantize, offload), cache,
                   working_bytes(shape, length, dtype, chunk, window), shape.vocab*(BYTES[dtype] + 4))
 

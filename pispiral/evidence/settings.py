@@ -24,6 +24,7 @@ class Method(NamedTuple):
     window: int|None = None # keys a query sees, itself included; None is all
     sinks: int = 0          # first tokens that stay in sight of a window
     memory: str|None = None # a trained memory's folder or packaged name
+    kv: str|None = None     # keys and values in 4 bits: "nf4"; None: as they are
 
 # %% ../../nbs/6_evidence/06_settings.ipynb #8ca27ad6
 ABOUT = {} # what memory.json says, by the names that `memory_name` has given
@@ -77,12 +78,16 @@ class Setting(NamedTuple):
     quantize: str|None = None  # "nf4", …: what weights are quantised to, at loading or when they were saved
     offload: str|None = None   # "cpu" or "disk": where weights are kept that a card has no room for
     weights: str|None = None   # digest of the model's weights; None: not known, or not recorded
+    engine: str|None = None    # "vllm"; None: transformers, the reference
+    kv: str|None = None        # keys and values in 4 bits: "nf4"; None: as they are
 
     def record(self): # dict
         "Return what an item's record says about its setting."
+        engine = {} if self.engine is None else dict(engine=self.engine) # as records before there was another
         return dict(mode=self.method, model=self.model, config=self.code.record(), window=self.window, sinks=self.sinks,
                     dtype=self.dtype, device=self.device, chunk=self.chunk, attn_backend=self.backend,
-                    quantize=self.quantize, offload=self.offload, weights=self.weights, **memory_record(self.memory))
+                    quantize=self.quantize, offload=self.offload, weights=self.weights, **engine,
+                    **memory_record(self.memory), **(dict(kv=self.kv) if self.kv else {}))
 
     def decides(self): # dict
         "Return whatever of the setting can change an answer: its record without names, and the kind of its device."
@@ -95,10 +100,11 @@ class Setting(NamedTuple):
 # %% ../../nbs/6_evidence/06_settings.ipynb #3d582bbf
 # a record's fields of the method
 OF_METHOD = ("mode", "config", "window", "sinks", "attractor", "checkpoint", "memory_kind", "alpha_policy",
-             "state_bytes")
+             "state_bytes", "kv")
 USUAL = dict(attn_backend="sdpa", sinks=0) # what a record means that has no such field
 
 def paired_fields(): # tuple of a record's fields
     "Return the fields in which two answers must agree to be compared; a chunk changes no more than rounding."
-    rope = Setting("", "rope", Code("rope", CodeParams()), None, "", "", 1) # asks no registry: plugins import this
+    code = Code("rope", CodeParams()) # asks no registry: plugins import this
+    rope = Setting("", "rope", code, None, "", "", 1, engine="")
     return tuple(k for k in rope.record() if k not in (*OF_METHOD, "chunk"))

@@ -26,7 +26,7 @@ from ..evidence.plan import plan
 from ..evidence.profiling import Shape
 from ..evidence.records import Log, read_log, write_json
 from .care import cared
-from .methods import large_settings, load_asked, memories, settings
+from .methods import large_settings, load_asked, memories, settings, with_engine
 from .opening import run_rates, work_on
 from .phases.memories import ready
 from .phases.large import load_large
@@ -73,6 +73,7 @@ def ask_settings(ask, # an Ask
                  phase # of the gate
                 ): # {method's name: Setting}
     "Return how each method of a gate is asked."
+    profile = with_engine(profile, phase)
     if ask.codes:
         plain = settings(profile, ["rope"])["rope"]
         return {name: plain._replace(method=code["pos"], code=Code.from_record(code))

@@ -93,10 +93,10 @@ FEW = (Told("plain", "number", 48), Told("never", "number", 16))
 
 def planned(hays=("prose", "repeat"), far=("prose", "verses")): # list of Readings, the most important first
     "Return the readings of the published table."
-    first = [Reading("plain", hay, LONG, 0, PLAIN, LOADS) for hay in hays]
-    rest = [Reading(name, hay, LONG, seed, told) for name, seed, told in (("kinds", 2, KINDS), ("ways", 3, WAYS))
+    first = [Reading("plain", hay, LONG, 4, PLAIN, LOADS) for hay in hays] # seeds below 4 were for development
+    rest = [Reading(name, hay, LONG, seed, told) for name, seed, told in (("kinds", 6, KINDS), ("ways", 7, WAYS))
             for hay in hays]
-    return first + rest + [r._replace(seed=1) for r in first] + [Reading("far", hay, MILLION, 0, FEW) for hay in far]
+    return first + rest + [r._replace(seed=5) for r in first] + [Reading("far", hay, MILLION, 0, FEW) for hay in far]
 
 # %% ../../nbs/9_lab/21_holding.ipynb #d1a584ee
 USUAL = 16 # facts that a row hears which is asked for names that were never told
@@ -417,7 +417,7 @@ VARIANTS = {"rotating": {}, "constant": dict(irrational="none"),
             **{name: dict(irrational=name) for name in IRRATIONALS if name != "pi"},
             "exp(-π/N)": dict(alpha_policy="exp_c_over_N", alpha=None, c=3.141592653589793, N=LONG),
             "exp(-1/N)": dict(alpha_policy="exp_c_over_N", alpha=None, c=1., N=LONG), "slots": dict(kind="slots")}
-ABLATION = Reading("plain", "prose", LONG, 0, PLAIN, (128,))
+ABLATION = Reading("plain", "prose", LONG, 4, PLAIN, (128,))
 
 def variant_memories(model, folders, variants=VARIANTS): # {"variant@checkpoint": memory}
     "Load every variant of every training seed's checkpoint."

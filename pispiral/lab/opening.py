@@ -20,7 +20,7 @@ from ..evidence.history import migrate_profile
 from ..evidence.profiling import Rates, Shape, measure_rates
 from ..evidence.ram import memory_parts
 from ..evidence.records import Log, SCHEMA, commit, digest, hardware, scrub, versions, write_json
-from .methods import recorded_model, settings, weights_of
+from .methods import check_engine, recorded_model, settings, weights_of
 from .phases.large import check_codes
 from .phases.needles import sanity_questions
 from .places import checked_name, repository, runs_dir
@@ -120,6 +120,7 @@ def one_of_each(profile): # Profile
 # %% ../../nbs/9_lab/13_opening.ipynb #2e77f10b
 def check_model(profile:Profile): # Shape of the profile's model
     "Return the model's shape; ValueError if a code does not suit it, or a length is too short or too long to ask."
+    check_engine(profile)
     where, config = model_config(profile.model)
     methods = settings(profile, list(dict.fromkeys([*profile.needles.methods, *profile.sanity.methods])))
     check_native_length(profile, config)

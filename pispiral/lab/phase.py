@@ -20,7 +20,7 @@ from ..evidence.ledger import begin_ledger, keep_ledger
 from ..evidence.ram import enforce_cap
 from ..evidence.records import write_json
 from .care import cared
-from .methods import load_asked, machine_of
+from .methods import load_asked, machine_of, with_engine
 from .opening import chosen_name, open_run, run_rates
 from .phases.memories import ready
 from .places import (PHASES, check_text, checked_name, figures_dir, gate_file, phase_notebook,
@@ -180,7 +180,7 @@ def open_phase(number:int,    # 0 to 10
     profile = chosen_profile(name, overrides, pos, path)
     folder = open_run(profile, path.parent.name)
     prepare(profile, hours)
-    profile = cared(profile, folder).in_run(folder)
+    profile = with_engine(cared(profile, folder).in_run(folder), number)
     profile, left_out = (profile, []) if number == 1 else ready(profile) # phase 1 makes memories
     phase = Phase(number, profile, folder)
     for what, why in left_out: phase.not_run(what, why)

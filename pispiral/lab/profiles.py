@@ -20,6 +20,7 @@ from ..base.errors import one_of
 from ..base.values import in_one_line, read_yaml
 from ..codes.registry import CODES, code_parameters
 from ..evidence.history import GONE, new_place, put_at
+from ..evidence.vllm_engine import ENGINES
 from .places import profile_names, repository
 from .sections import Profile, Section
 from .trained import AUTO, POLICIES
@@ -28,6 +29,7 @@ from ..model.spans import check_span
 from ..model.backends import BACKENDS
 from ..model.load import DTYPES, checkpoint, device_for
 from ..model.offload import OFFLOADS
+from ..model.packed import check_kv
 from ..model.quantize import QUANTIZED
 from ..model.shapes import public_shapes
 from ..tasks.haystacks import HAYSTACKS
@@ -157,6 +159,7 @@ def check_method(p, name): # None
     m = p.method(name)
     check_span(m.window, m.sinks)
     check_kernel(p, m)
+    check_kv(m.kv, m.window, f"method {name}: kv")
     if m.memory is not None and m.memory not in (*AUTO, *GONE): checkpoint(m.memory)
 
 def check_code_keys(p): # None
@@ -166,10 +169,12 @@ def check_code_keys(p): # None
 
 # %% ../../nbs/9_lab/02_profiles.ipynb #4cf151e8
 TASK_LENGTHS = { # whose questions: "" of the profile's own model, and the others'
-    "": ("ruler.lengths", "infinitebench.lengths", "tasks.lengths", "sanity.question_length", "ablations.lengths",
-         "ablations.long_lengths", "repeats.lengths", "drift.length", "maps.length", "cost.lengths"),
-    "medium": ("large.medium.ruler.lengths", "documents.lengths", "guard.lengths", "large.medium.short_lengths",
-               "large.medium.long_lengths"),
+    "": ("ruler.lengths", "ruler.far_lengths", "infinitebench.lengths", "infinitebench.far_lengths", "tasks.lengths",
+         "needles.far_lengths", "sanity.question_length", "ablations.lengths", "ablations.long_lengths",
+         "repeats.lengths", "drift.length", "maps.length", "cost.lengths"),
+    "medium": ("large.medium.ruler.lengths", "large.medium.ruler.far_lengths", "documents.lengths",
+               "documents.far_lengths", "guard.lengths", "large.medium.short_lengths", "large.medium.long_lengths",
+               "large.medium.far_lengths"),
     "heavy": ("large.heavy.infinitebench.lengths", "large.heavy.length", "large.heavy.stream_lengths")}
 
 def reach_of(p, which): # (tokens, the key that says so)
@@ -200,6 +205,7 @@ def check_machine(p): # None
     "ValueError if a dtype, device or backend is unknown, or a window has no room beside its sinks."
     one_of(p.dtype, ("auto", *DTYPES), "a dtype", name="dtype")
     one_of(p.attn_backend, ("auto", *BACKENDS), "an attention backend", name="attn_backend")
+    one_of(p.engine, ENGINES, "an engine", name="engine")
     device_for(p.device)
     for window, sinks in ((p.streams.window, p.streams.sinks), *((w, 0) for w in p.spans.windows)):
         check_span(window, sinks)
@@ -209,6 +215,7 @@ def check_large(p): # None
     "ValueError if a large model is not named, or is to be kept in a way that there is not."
     for which, m in (("medium", p.large.medium), ("heavy", p.large.heavy)):
         if m.model is None: raise ValueError(f"large.{which}.model is not named: a small machine takes the small model")
+        one_of(m.dtype, (None, "auto", *DTYPES), "a dtype", name=f"large.{which}.dtype")
         one_of(m.quantize, (None, *QUANTIZED), "a quantisation", name=f"large.{which}.quantize")
         one_of(m.offload, (None, *OFFLOADS), "a place for weights", name=f"large.{which}.offload")
     one_of(p.large.medium.reference, (None, *OFFLOADS), "a place for weights", name="large.medium.reference")
@@ -218,6 +225,7 @@ def check_large(p): # None
                                    f"memory: {' or '.join(AUTO)}")
     check_span(p.large.medium.window, p.sinks)
     check_span(p.large.heavy.window, 0)
+    check_kv(p.large.heavy.kv, None if p.large.heavy.whole else p.large.heavy.window, "large.heavy.kv")
     for name in p.cost.shapes: one_of(name, public_shapes(), "a model whose shape is known", name="cost.shapes")
     one_of(p.memory.alpha_policy, (None, *POLICIES), "a policy", name="memory.alpha_policy")
     one_of(p.memory.irrational, (None, *ROTATIONS), "an irrational", name="memory.irrational")

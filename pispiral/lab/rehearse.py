@@ -6,10 +6,10 @@
 __all__ = ['PARTS', 'KEY_OF', 'TALK', 'CONTEXT', 'ASKING', 'STEPS', 'SHARES', 'OF_CARD', 'Found', 'part', 'found_by',
            'importable', 'modules_of', 'lacking_package', 'required', 'needed_for', 'packages', 'contradiction',
            'native_lengths', 'native_config', 'methods_on', 'codes', 'contrasts', 'reach_of_codes', 'tokenizer_at',
-           'tokenizer_of', 'template_faults', 'templates', 'memory_faults', 'trained_memories', 'asked_tasks',
-           'item_fault', 'questions', 'dtype_fault', 'dtypes', 'room_on', 'gib', 'needs_on', 'memory_of_cells',
-           'placement_of_weights', 'gates', 'verdicts', 'out_of_sight', 'needles_in_sight', 'session_hours', 'hours',
-           'runs_in', 'phases', 'rehearse', 'faults', 'rehearsal_table']
+           'tokenizer_of', 'template_faults', 'templates', 'memory_faults', 'training_fault', 'memory_to_fit',
+           'trained_memories', 'asked_tasks', 'item_fault', 'questions', 'dtype_fault', 'dtypes', 'room_on', 'gib',
+           'needs_on', 'memory_of_cells', 'placement_of_weights', 'gates', 'verdicts', 'out_of_sight', 'unheard',
+           'needles_in_sight', 'session_hours', 'hours', 'runs_in', 'phases', 'rehearse', 'faults', 'rehearsal_table']
 
 # %% ../../nbs/9_lab/34_rehearse.ipynb #3983e470
 import contextlib, os, tempfile
@@ -27,22 +27,25 @@ from ..base.text import first_line
 from ..codes.registry import make_code
 from .cards import CARDS, cards_for, faked_card
 from .made_answers import reach_of, scoped
-from .phases.ablations import asked_contrasts
+from .phases.ablations import asked_contrasts, beyond_reach
 from .phases.benchmarks import own_tasks
 from .places import PHASES, gate_file, result_of
 from .profiles import asked_methods
 from .runner import run
 from .scale import MACHINES, estimated_cells
 from .scaled import models_of, small_profile, stood_in
-from .true_scale import (cell_memory, loaded_with, loadings, model_name, model_profile, placed, true_config,
-                                     true_shape, wanted_cells)
+from .true_scale import (cell_memory, loaded_with, loadings, model_name, model_profile, placed,
+                                     reference_loading, true_config, true_shape, wanted_cells)
+from .trained import AUTO
 from ..memory.checkpoint import read_memory
 from ..model.attention import check_family
 from ..model.load import checkpoint, model_config
 from ..model.shapes import public_model, public_models
+from ..tasks.published import Unreachable
 from ..tasks.registry import TASKS, make_item
 from ..tasks.ruler import ruler_tasks
 from ..tasks.tokens import chat_texts
+from ..training.keyed import training_plan
 from ..training.passages import digit_ids
 from ..verdict.gates import load_gates
 
@@ -107,6 +110,8 @@ def needed_for(p): # {module: what for}
     for which, large in (("medium", m), ("heavy", h)):
         if large.model and large.quantize: out["bitsandbytes"] = f"large.{which}.quantize={large.quantize}"
         if large.model and large.offload: out["accelerate"] = f"large.{which}.offload={large.offload}"
+    packed = [m for m in asked_methods(p) if p.method(m).kv] + ["large.heavy"]*bool(h.model and h.kv)
+    if packed: out.setdefault("bitsandbytes", f"keys and values in 4 bits: {', '.join(packed)}")
     if p.cost.lengths: out.setdefault("bitsandbytes", "the 4-bit cache of cost.lengths")
     if p.documents.source == "published": out["datasets"] = "documents.source=published"
     online = [t for t in (*p.infinitebench.tasks*bool(p.infinitebench.lengths),
@@ -172,6 +177,8 @@ def contrasts(p, card):
     if not p.ablations.seeds: return
     asked, left = asked_contrasts(p, native_config(p.model, p.native_length))
     for name, why in left: yield f"ablations: {name}", "near copy" in why or "one code" in why, why
+    for K, why in beyond_reach(p):
+        yield f"ablations.K_beyond: {K}", bool(why), why or f"{K} can be asked: it belongs into ablations.K"
     yield "ablations", True, f"{len(asked)} contrasts"
 
 @part("lengths")
@@ -235,12 +242,27 @@ def memory_faults(name, native, memory): # yields text
     try: digit_ids(tokenizer_of(name, native))
     except ValueError as e: yield f"{name}: {e}"
 
+def training_fault(need, card): # text, or None; need: of `training_plan`
+    "Return why a memory cannot be fitted on a card's host, if so."
+    if not card or need["bytes"] <= .9*card.host*2**30: return None
+    return f"fitting it keeps {gib(need['bytes'])} beside the card, and its host has {card.host:g} GiB"
+
+def memory_to_fit(name, p, card): # (bool, text)
+    "Return whether a memory that no checkpoint holds can be fitted, and what that takes."
+    need = training_plan(true_config(name), p.memory.minutes, p.dtype)
+    why = training_fault(need, card)
+    return not why, why or (f"fitted in the run: {need['tokens']:,} tokens to read by {name}, "
+                            f"{gib(need['bytes'])} beside the card")
+
 @part("memories")
 def trained_memories(p, card):
-    "Was each memory trained for the model that is to read it?"
+    "Was each memory trained for the model that is to read it, or can it be?"
     for which, (name, native) in models_of(p).items():
         for m in methods_on(p, which):
             if not (memory := model_profile(p, which).method(m).memory): continue
+            if memory in AUTO:
+                yield f"methods.{m}", *memory_to_fit(name, p, card)
+                continue
             wrong = list(memory_faults(name, native, memory))
             for why in wrong: yield f"methods.{m}", False, f"the memory {Path(memory).name} {why}"
             if not wrong: yield f"methods.{m}", True, f"{Path(memory).name} on {name}"
@@ -251,23 +273,25 @@ def asked_tasks(p): # {(which, task): lengths}
     m, h, d = p.large.medium, p.large.heavy, p.documents
     rows = [("small", "niah", [*p.needles.short_lengths, *p.needles.long_lengths]),
             ("small", "shortqa", [p.sanity.question_length]*bool(p.sanity.questions)),
-            *(("small", t, p.ruler.lengths) for t in ruler_tasks(p.ruler.tasks)),
-            *(("small", t, p.infinitebench.lengths) for t in p.infinitebench.tasks),
+            ("small", "niah", p.needles.far_lengths), ("medium", "niah", m.far_lengths),
+            *(("small", t, [*p.ruler.lengths, *p.ruler.far_lengths]) for t in ruler_tasks(p.ruler.tasks)),
+            *(("small", t, [*p.infinitebench.lengths, *p.infinitebench.far_lengths]) for t in p.infinitebench.tasks),
             *(("small", t, p.tasks.lengths) for t in own_tasks(p)),
             ("medium", "niah", [*m.short_lengths, *m.long_lengths]), ("medium", "shortqa", p.guard.lengths),
-            *(("medium", t, m.ruler.lengths) for t in ruler_tasks(m.ruler.tasks)),
-            *(("medium", t, d.lengths) for t in d.tasks), ("heavy", "niah", [h.length]),
+            *(("medium", t, [*m.ruler.lengths, *m.ruler.far_lengths]) for t in ruler_tasks(m.ruler.tasks)),
+            *(("medium", t, [*d.lengths, *d.far_lengths]) for t in d.tasks), ("heavy", "niah", [h.length]),
             *(("heavy", t, h.infinitebench.lengths) for t in h.infinitebench.tasks)]
     out, named = {}, models_of(p)
     for which, task, lengths in rows:
         if which in named and lengths: out.setdefault((which, task), set()).update(lengths)
     return out
 
-def item_fault(tok, task, length, source): # text, or None
-    "Return why a question cannot be made, if so."
+def item_fault(tok, task, length, source): # (ok, text), or None
+    "Return why a question cannot be made, if so; a set that is out of reach here may be in reach there."
     options = dict(source=source) if source and "source" in TASKS[task].options else {}
     try: make_item(tok, task, length, seed=0, **options)
-    except Exception as e: return first_line(str(e))
+    except Unreachable as e: return True, f"not tried without a network, its phase says where it has none: {e}"
+    except Exception as e: return False, first_line(str(e))
 
 @part("questions")
 def questions(p, card):
@@ -276,8 +300,8 @@ def questions(p, card):
     source = "published" if p.documents.source == "published" else "offline"
     wrong = [(task, min(lengths), why) for (which, task), lengths in asked_tasks(p).items()
              if (why := item_fault(toks[which], task, min(lengths), source))]
-    for task, n, why in wrong: yield f"{task} at {n:,}", False, why
-    if not wrong: yield "all tasks", True, f"{len(asked_tasks(p))} kinds of questions"
+    for task, n, (ok, why) in wrong: yield f"{task} at {n:,}", ok, first_line(why)
+    if all(ok for *_, (ok, _) in wrong): yield "all tasks", True, f"{len(asked_tasks(p))} kinds of questions"
 
 # %% ../../nbs/9_lab/34_rehearse.ipynb #270320df
 def dtype_fault(p, name, dtype): # text, or None
@@ -332,7 +356,7 @@ def memory_of_cells(p, card):
 @part("placement")
 def placement_of_weights(p, card):
     "Are weights where there is room for them: on the card under the cap, outside within the host's memory?"
-    for what, which, load in loadings(p) if card else ():
+    for what, which, load in (*loadings(p), *reference_loading(p)) if card else ():
         at, room, host = placed(model_name(p, which), loaded_with(load)), room_on(p, card), .9*card.host*2**30
         if at.card + at.fetched > room:
             yield what, False, (f"weights of {gib(at.card)} on {card.words}, and {gib(at.fetched)} fetched, are beyond "
@@ -366,6 +390,16 @@ def out_of_sight(cell, depths): # depths whose needle no query at the end sees
     if cell.window is None or cell.memory: return []
     return [d for d in depths if (1 - d)*cell.length > cell.window]
 
+def unheard(p): # yields (what, False, why)
+    "Yield the far lengths at which no method can answer: none has a memory."
+    far = {}
+    for c in wanted_cells(p):
+        if c.what.endswith(".far_lengths"): far.setdefault(c.what, []).append(c)
+    for what, cells in far.items():
+        if not any(c.memory for c in cells):
+            methods = ", ".join(dict.fromkeys(c.method for c in cells))
+            yield what, False, f"{methods}: none has a memory of what its window has left behind"
+
 @part("windows")
 def needles_in_sight(p, card):
     "Is what the candidate is asked for in sight of its window, or in a memory?"
@@ -373,6 +407,7 @@ def needles_in_sight(p, card):
     mine, blind = [c for c in wanted_cells(p) if c.method == p.candidate and c.what in ASKING], {}
     for c in mine:
         if out_of_sight(c, depths[c.which]): blind.setdefault((c.what, c.window), []).append(f"{c.length:,}")
+    yield from unheard(p)
     for (what, window), lengths in blind.items():
         yield what, False, (f"{p.candidate} at {', '.join(lengths)} tokens: needles lie outside the window of "
                             f"{window:,}, and the method has no memory, so no answer can be right")
@@ -434,7 +469,7 @@ def rehearse(p,                # a Profile
                 out += found_by(name, p, CARDS[card] if card else None)
     return list(dict.fromkeys(out))
 
-OF_CARD = ("dtypes", "memory", "placement", "hours") # parts that are asked of each card
+OF_CARD = ("memories", "dtypes", "memory", "placement", "hours") # parts that are asked of each card
 
 def faults(found): # list of Found
     "Return what keeps a profile from being ready."

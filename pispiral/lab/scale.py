@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MACHINES', 'KERNELS', 'LAUNCH', 'Cost', 'decoding_steps', 'operations', 'fit_cost', 'predict', 'small_items',
-           'splits_of', 'prediction_row', 'prediction_table', 'Cell', 'cells', 'sanity_grid', 'core_grid',
-           'medium_grid', 'heavy_grid', 'grid', 'Machine', 'code_shares', 'reading_seconds', 'seconds_of',
+           'splits_of', 'prediction_row', 'prediction_table', 'Cell', 'cells', 'copies_in', 'sanity_grid', 'core_grid',
+           'medium_grid', 'heavy_grid', 'grid', 'Machine', 'code_shares', 'dtype_on', 'reading_seconds', 'seconds_of',
            'estimated_cells', 'plan_row', 'scale_plan', 'makespan']
 
 # %% ../../nbs/9_lab/19_scale.ipynb #33bfdcfc
@@ -23,6 +23,7 @@ from ..evidence.profiling import Rates, Shape, reading_work
 from ..evidence.records import read_log
 from .methods import large_profile
 from .phases.large import config_of
+from ..model.shapes import public_model, public_models
 from ..tasks.tokens import token_ids
 from ..tasks.ruler import ruler_tasks
 
@@ -105,18 +106,24 @@ class Cell(NamedTuple):
     window: int|None
     quantize: str|None = None
     offload: str|None = None
+    copies: int = 1 # how often the position code has a key cached, and attended to
 
 # %% ../../nbs/9_lab/19_scale.ipynb #d706e85b
-def cells(phase, model, methods, lengths, items, window, *how): # list of Cells
-    "Return a cell for each method and length, of `items` questions; `window` gives a method's span, `how` its weights."
-    return [Cell(phase, model, m, n, items, window(m), *how) for m in methods for n in lengths if items]
+def cells(phase, model, methods, lengths, items, window, quantize=None, offload=None, copies=lambda m: 1): # [Cell]
+    "Return a cell for each method and length, of `items` questions; `window` gives a method's span."
+    return [Cell(phase, model, m, n, items, window(m), quantize, offload, copies(m))
+            for m in methods for n in lengths if items]
+
+def copies_in(p): # method's name -> int
+    "Return how often each of a profile's methods has a key cached."
+    return lambda m: p.method(m).code.params.key_copies
 
 # %% ../../nbs/9_lab/19_scale.ipynb #9c3b2190
 def sanity_grid(p): # list of Cells
     "Return what phase 2 asks."
-    n, s, span = p.needles, p.sanity, lambda m: p.method(m).window
-    return [*cells(2, p.model, s.methods, n.short_lengths, len(s.depths)*n.seeds, span),
-            *cells(2, p.model, s.methods, [s.question_length], s.questions, span),
+    n, s, span, own = p.needles, p.sanity, lambda m: p.method(m).window, dict(copies=copies_in(p))
+    return [*cells(2, p.model, s.methods, n.short_lengths, len(s.depths)*n.seeds, span, **own),
+            *cells(2, p.model, s.methods, [s.question_length], s.questions, span, **own),
             *cells(2, p.model, ["rope"], p.streams.lengths[-1:], 1, lambda m: p.streams.window),
             *cells(2, p.model, ["rope"], p.streams.control[-1:], 1, lambda m: None)]
 
@@ -124,20 +131,26 @@ def sanity_grid(p): # list of Cells
 def core_grid(p): # list of Cells
     "Return what phase 3 asks."
     n, r, i, span = p.needles, p.ruler, p.infinitebench, lambda m: p.method(m).window
-    return [*cells(3, p.model, n.methods, [*n.short_lengths, *n.long_lengths], len(n.depths)*n.seeds, span),
-            *cells(3, p.model, r.methods or n.core, r.lengths, len(ruler_tasks(r.tasks))*r.seeds, span),
-            *cells(3, p.model, i.methods or n.core, i.lengths, len(i.tasks)*i.seeds, span)]
+    def put(section, methods, lengths, items):
+        asked = (methods, lengths), *((p.far(methods, n), [n]) for n in section.far_lengths)
+        return [c for ms, ns in asked for c in cells(3, p.model, ms, ns, items, span, copies=copies_in(p))]
+    return [*put(n, n.methods, [*n.short_lengths, *n.long_lengths], len(n.depths)*n.seeds),
+            *put(r, r.methods or n.core, r.lengths, len(ruler_tasks(r.tasks))*r.seeds),
+            *put(i, i.methods or n.core, i.lengths, len(i.tasks)*i.seeds)]
 
 # %% ../../nbs/9_lab/19_scale.ipynb #69d7b219
 def medium_grid(p): # list of Cells
     "Return what phase 4 asks."
     m, large = p.large.medium, large_profile(p, "medium")
     span = lambda name: large.method(name).window
-    put = lambda lengths, items: cells(4, m.model, m.methods, lengths, items, span, m.quantize, m.offload)
-    return [*put([*m.short_lengths, *m.long_lengths], len(m.depths)*m.seeds),
+    def put(lengths, items, far=()):
+        each = lambda methods, ns: cells(4, m.model, methods, ns, items, span, m.quantize, m.offload, copies_in(large))
+        return each(m.methods, lengths) + [c for n in far for c in each(p.far(m.methods, n), [n])]
+    d, r = p.documents, m.ruler
+    return [*put([*m.short_lengths, *m.long_lengths], len(m.depths)*m.seeds, m.far_lengths),
             *put([p.sanity.question_length], m.questions),
-            *put(m.ruler.lengths, len(ruler_tasks(m.ruler.tasks))*m.ruler.seeds),
-            *put(p.documents.lengths, len(p.documents.tasks)*p.documents.seeds), *put(p.guard.lengths, p.guard.seeds)]
+            *put(r.lengths, len(ruler_tasks(r.tasks))*r.seeds, r.far_lengths),
+            *put(d.lengths, len(d.tasks)*d.seeds, d.far_lengths), *put(p.guard.lengths, p.guard.seeds)]
 
 # %% ../../nbs/9_lab/19_scale.ipynb #493c541b
 def heavy_grid(p): # list of Cells
@@ -165,10 +178,13 @@ class Machine(NamedTuple):
     bus: float       # bytes a second from the host
     gib: float       # one card's memory
     source: str
+    wide: float      # operations a second in float32
+    half: str        # the dtype of 16 bits that it computes natively
 
-MACHINES = {"t4": Machine(1, 65e12, 320e9, 16e9, 15, "NVIDIA T4 Tensor Core GPU data sheet"),
-            "a100": Machine(1, 312e12, 2.039e12, 32e9, 80, "NVIDIA A100 80GB SXM data sheet"),
-            "h100x8": Machine(8, 989e12, 3.35e12, 64e9, 80, "NVIDIA H100 SXM data sheet")}
+MACHINES = {"t4": Machine(1, 65e12, 320e9, 16e9, 15, "NVIDIA T4 Tensor Core GPU data sheet", 8.1e12, "float16"),
+            "a100": Machine(1, 312e12, 2.039e12, 32e9, 80, "NVIDIA A100 80GB SXM data sheet", 19.5e12, "bfloat16"),
+            "h100": Machine(1, 989e12, 3.35e12, 64e9, 80, "NVIDIA H100 SXM data sheet", 67e12, "bfloat16"),
+            "h100x8": Machine(8, 989e12, 3.35e12, 64e9, 80, "NVIDIA H100 SXM data sheet", 67e12, "bfloat16")}
 KERNELS = dict(matrix=.6, attend=.3, bandwidth=.6) # assumed shares of the peak that kernels reach
 LAUNCH = 1e-3 # s that a layer takes in a pass of one token, whatever its size: assumed
 
@@ -179,20 +195,31 @@ def code_shares(cost:Cost, rates:Rates): # {"matrix": share, "attend": share}
     return dict(matrix=share(cost.matrix, rates.matrix), attend=share(cost.attend, rates.attend))
 
 # %% ../../nbs/9_lab/19_scale.ipynb #90ba8d9e
-def reading_seconds(cell, shape, machine, shares): # s
+def dtype_on(profile, # a Profile
+             phase,   # 2 to 8
+             machine  # a Machine
+            ):        # a key of `BYTES`
+    "Return the dtype that a phase's model is run in: the profile's, or what `auto` comes to on a machine."
+    p = large_profile(profile, {4: "medium", 5: "heavy"}[phase]) if phase in (4, 5) else profile
+    if p.dtype != "auto": return p.dtype
+    finite = public_model(p.model)["finite"] if p.model in public_models() else (machine.half,)
+    return machine.half if machine.half in finite else "float32"
+
+def reading_seconds(cell, shape, machine, shares, dtype): # s
     "Return the estimated seconds of prefilling one item of a cell on one card."
-    work = reading_work(shape, 0, cell.length, cell.window)
-    rate = {k: machine.peak*KERNELS[k]*shares[k] for k in ("matrix", "attend")}
-    return work.matrix/rate["matrix"] + work.attend/rate["attend"]
+    work, peak = reading_work(shape, 0, cell.length, cell.window), machine.wide if dtype == "float32" else machine.peak
+    rate = {k: peak*KERNELS[k]*shares[k] for k in ("matrix", "attend")}
+    return work.matrix/rate["matrix"] + cell.copies*work.attend/rate["attend"]
 
 # %% ../../nbs/9_lab/19_scale.ipynb #5bb0ed82
-def seconds_of(cell, shape, machine, shares, steps, chunk, memory, room): # s
+def seconds_of(cell, shape, machine, shares, steps, chunk, memory, room, dtype): # s
     "Return the estimated seconds of one item of a cell on one card."
-    held = memory_parts(shape, cell.length, "float16", chunk, cell.window, 0, cell.quantize).weights
+    held = memory_parts(shape, cell.length, dtype, chunk, cell.window, 0, cell.quantize).weights
     outside = max(0., held - max(0., room - memory.text)) if cell.offload else 0.
     passed = (held - outside + memory.cache)/(machine.bandwidth*KERNELS["bandwidth"]) + LAUNCH*shape.layers
     passes = -(-cell.length//chunk)
-    return reading_seconds(cell, shape, machine, shares) + steps*passed + (passes + steps)*outside/machine.bus
+    reading = reading_seconds(cell, shape, machine, shares, dtype)
+    return reading + steps*passed + (passes + steps)*outside/machine.bus
 
 # %% ../../nbs/9_lab/19_scale.ipynb #c30c0b28
 def estimated_cells(profile, machine, shares, steps): # {(phase, model, length, verdict): [(items, bytes, s an item)]}
@@ -200,9 +227,9 @@ def estimated_cells(profile, machine, shares, steps): # {(phase, model, length, 
     groups, room = defaultdict(list), min(machine.gib, profile.memory_cap_gib or machine.gib)*2**30
     shapes = {name: Shape.of(config_of(name)) for name in {c.model for c in grid(profile)}}
     for c in grid(profile):
-        shape = shapes[c.model]
-        memory = memory_parts(shape, c.length, "float16", profile.chunk, c.window, 0, c.quantize, c.offload)
-        one = seconds_of(c, shape, machine, shares, steps, profile.chunk, memory, room)
+        shape, dtype = shapes[c.model], dtype_on(profile, c.phase, machine)
+        memory = memory_parts(shape, c.length, dtype, profile.chunk, c.window, 0, c.quantize, c.offload, c.copies)
+        one = seconds_of(c, shape, machine, shares, steps, profile.chunk, memory, room, dtype)
         verdict = "fits" if memory.total <= room else "does not fit"
         groups[c.phase, c.model, c.length, verdict].append((c.items, memory.total, one))
     return groups

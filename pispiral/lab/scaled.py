@@ -116,7 +116,8 @@ def small_methods(p, native, scale): # {name: dict}
     for name, spec in p.methods.items():
         said = spec.model_dump()
         if isinstance(spec.code, dict): said["code"] = small_code(spec.code, scale)
-        if spec.window: said["window"] = shrunk(spec.window, native, scale)
+        for key in ("window", "longest"):
+            if said[key]: said[key] = shrunk(said[key], native, scale)
         out[name] = said
     return out
 
@@ -157,8 +158,8 @@ def stood_in(name, native): # what `load_model` takes
 
 def small_machine(p, names): # {dotted path: value}
     "Return where and how a profile is run in small."
-    out = dict(dtype="float32", device="cpu", attn_backend="sdpa", model=names["small"], max_hours=None,
-               memory_cap_gib=None)
+    out = dict(dtype="float32", device="cpu", attn_backend="sdpa", engine="transformers",
+               model=names["small"], max_hours=None, memory_cap_gib=None)
     for which in ("medium", "heavy"):
         if which not in names: continue
         large = getattr(p.large, which)

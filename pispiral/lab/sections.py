@@ -7,8 +7,8 @@ __all__ = ['LONGEST', 'MOST', 'LONG', 'Tokens', 'Count', 'Positive', 'Seed', 'Ti
            'Depths', 'Names', 'SomeNames', 'CodeValues', 'once', 'lengths', 'rising', 'Section', 'code_values',
            'MethodSpec', 'Needles', 'Sanity', 'Care', 'Streams', 'Spans', 'Benchmark', 'TimedBenchmark', 'Ruler',
            'InfiniteBench', 'MediumRuler', 'HeavyInfiniteBench', 'Documents', 'Guard', 'OwnTasks', 'Medium', 'Heavy',
-           'Large', 'Ablations', 'Nano', 'Diagnostics', 'Drift', 'Maps', 'Repeats', 'Cost', 'Decide', 'MemoryWishes',
-           'Sections', 'Profile', 'check_reach', 'check_depths']
+           'Large', 'Ablations', 'Nano', 'Learned', 'Diagnostics', 'Drift', 'Maps', 'Repeats', 'Cost', 'Decide',
+           'MemoryWishes', 'Sections', 'Profile', 'check_reach', 'check_depths']
 
 # %% ../../nbs/9_lab/01_sections.ipynb #d8b858a8
 import reprlib
@@ -80,6 +80,8 @@ class MethodSpec(Section):
     window: Tokens | None = None # keys a query sees; None: the profile's own window
     sinks: Count | None = None   # first tokens in sight of the window; None: the profile's
     memory: Name | None = None   # a memory's folder or packaged name; auto, slots: packaged for the model, or trained
+    kv: Name | None = None       # nf4: keys and values in 4 bits; such a method is asked at far lengths too
+    longest: Tokens | None = None # far length that it is asked; None: any
 
     @model_validator(mode="after")
     def check_sinks(self): # the method
@@ -103,6 +105,7 @@ class Needles(Section):
     value: Name = "number"
     short_lengths: Lengths
     long_lengths: Lengths = []
+    far_lengths: Lengths = []     # asked behind a window, or in 4 bits: for all keys as they are there is no room
     depths: Depths
     core_depths: Depths           # asked first at long lengths
     seeds: Positive = 1           # items a cell
@@ -150,6 +153,7 @@ class Benchmark(Section):
     "Tasks that are asked at some lengths."
     tasks: Names
     lengths: Lengths = []        # none leaves it out
+    far_lengths: Lengths = []    # asked of methods behind a window, or in 4 bits, alone
     seeds: Positive = 1          # items of each task and length
 
 # %% ../../nbs/9_lab/01_sections.ipynb #c44f32f6
@@ -205,12 +209,14 @@ class Medium(Section):
     "Phase 4's model."
     model: Name | None = None
     native_length: Tokens | None = None # tokens that it was trained on; None: as the profile's own model
+    dtype: Name | None = None    # None: as the profile's own model
     quantize: Name | None = None # nf4, or None
     offload: Name | None = None  # cpu or disk, or None
     code: CodeValues = {}        # parameters of codes that this model wants otherwise
     methods: SomeNames = ["rope", "hybrid"]
     short_lengths: Lengths = []
     long_lengths: Lengths = []
+    far_lengths: Lengths = []    # asked of methods behind a window, or in 4 bits, alone
     depths: Depths = [0.5]
     seeds: Positive = 1
     questions: Count = 0         # short questions a method
@@ -226,12 +232,14 @@ class Heavy(Section):
     "Phase 5's model, behind a window."
     model: Name | None = None
     native_length: Tokens | None = None # tokens that it was trained on; None: as the profile's own model
+    dtype: Name | None = None
     quantize: Name | None = None
     offload: Name | None = None
     code: CodeValues = {}
     window: Tokens = 2048
     length: Tokens = 4096        # of its needles; beyond the window, so that not all are in sight
     whole: bool = False          # needles and tasks see all keys, and the streams alone the window
+    kv: Name | None = None       # nf4: where all keys are in sight they and the values are kept in 4 bits
     depths: Depths = [0.1, 0.5, 0.9]
     seeds: Positive = 1          # draws, each at every depth
     methods: Names = []          # none: the candidate
@@ -251,6 +259,7 @@ class Ablations(Section):
     seeds: Count = 0             # items of a variant at each short length and depth; 0 leaves them out
     irrationals: Names = ["pi", "e", "sqrt2", "phi", "random", "1/7", "prng"] # whose frequencies are compared
     K: Annotated[list[Tokens], Field(min_length=1), AfterValidator(once)] = [2048, 1024] # the profile's own first
+    K_beyond: Annotated[list[Tokens], AfterValidator(once)] = [] # of the plan, not below ρ·native_length: named alone
     lengths: Lengths = [512]     # short
     long_lengths: Lengths = []   # beyond the native length
     long_seeds: Positive = 1
@@ -266,6 +275,12 @@ class Nano(Section):
     variants: Names = ["attractor", "none", "constant e", "linear", "alpha trained", "alpha target", "alpha 0.99"]
     lengths: Lengths = [1024, 16384, 65536]
     texts: Positive = 16         # a seed, length and depth
+
+class Learned(Section):
+    "Phase 6's codes that have learned: a study that `pispiral nano` has made."
+    records: Name | None = None  # its folder, below the repository; None: no such study
+    live: Count = 0              # steps of one training that is shown; 0: none
+    asked: Rising = []           # multiples of the training length at which kept models are asked in the run
 
 # %% ../../nbs/9_lab/01_sections.ipynb #9be5965d
 class Diagnostics(Section):
@@ -331,6 +346,7 @@ class Sections(Section):
     dtype: Name = "auto"
     device: Name = "auto"
     attn_backend: Name = "auto"      # auto, sdpa, flex or flash2, and what else this machine has
+    engine: Name = "transformers"    # that phases 2, 3 and 4 ask methods with full attention: transformers or vllm
     seed: Seed = 42                  # of every random generator
     chunk: Tokens = 512              # tokens of a prefill pass
     memory_cap_gib: Annotated[float, Field(gt=0, le=2**20)] | None = None
@@ -354,6 +370,7 @@ class Sections(Section):
     large: Large = Large()
     ablations: Ablations = Ablations()
     nano: Nano = Nano()
+    learned: Learned = Learned()
     diagnostics: Diagnostics = Diagnostics()
     drift: Drift = Drift()
     maps: Maps = Maps()
@@ -387,7 +404,8 @@ class Profile(Sections):
         shared = {k: v for k, v in self.code.items() if k in CODES[which].params.model_fields}
         window = spec.window or self.window
         sinks = (self.sinks if spec.sinks is None else spec.sinks) if spec.window else 0
-        return Method(name, code(which, **{**shared, **own, **changes}), window, sinks, self.memory_of(spec.memory))
+        made = code(which, **{**shared, **own, **changes})
+        return Method(name, made, window, sinks, self.memory_of(spec.memory), spec.kv)
 
     def memory_of(self, word): # a folder or a packaged name; the word itself while there is no such memory
         "Return the memory that a method reads, in the run that this profile is carried out in."
@@ -408,6 +426,12 @@ class Profile(Sections):
     def windowed(self, name): # bool
         "Return whether a method has a window of its own."
         return name in self.methods and self.methods[name].window is not None
+
+    def far(self, methods, length): # names
+        "Return those of some methods that are asked at a far length: they need no room for all keys as they are."
+        own = {m: self.methods.get(m) or MethodSpec() for m in methods}
+        small = lambda spec: self.window or spec.window or spec.kv
+        return [m for m, spec in own.items() if small(spec) and length <= (spec.longest or length)]
 
     @property
     def target_length(self): # tokens

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'OPENS', 'GOES_ON', 'COUNTS', 'IDLE', 'OPEN', 'WAITING', 'SILENT', 'READING', 'ABSENT', 'DONE', 'WAIT',
-           'AGAIN', 'BEST', 'BEFORE', 'AFTER', 'ASKED', 'LOW', 'LIKE', 'SAME', 'STORES', 'Fact', 'Reading', 'Reads',
-           'token_texts', 'folded', 'token_kinds', 'tokenizer_digest', 'start_tail', 'start_heads', 'Heard', 'Listener',
-           'padded_best', 'KeyedMemory', 'state_bytes']
+           'AGAIN', 'BEST', 'BEFORE', 'AFTER', 'ASKED', 'ITSELF', 'LOW', 'LIKE', 'SAME', 'CLEARLY', 'STORES', 'Fact',
+           'Reading', 'Reads', 'token_texts', 'folded', 'token_kinds', 'token_letters', 'tokenizer_digest',
+           'start_tail', 'start_heads', 'Heard', 'Listener', 'padded_best', 'KeyedMemory', 'state_bytes']
 
 # %% ../../nbs/2_memory/16_keyed.ipynb #7d1028cc
 import json
@@ -23,7 +23,7 @@ from .decay import NotFinite
 from .keyed_config import LONGEST, KeyedConfig
 from .slots import Slots, look_up_slots, read_slot, write_slot
 from .superposed import START, Found, Superposed, look_up, read_sum, write_sum
-from .tagger import AIM, TAGS, Tagger, features_of
+from .tagger import AIM, CUTS, TAGS, Tagger, features_of
 from .trace import Trace
 
 # %% ../../nbs/2_memory/16_keyed.ipynb #38944b86
@@ -84,6 +84,13 @@ def token_kinds(texts, vocab): # as `folded` takes them; uint8 [vocab]
         out[i] = BLANK*(not text.strip()) + OPENS*opens + GOES_ON*text[0].isalnum()
     return out
 
+def token_letters(texts, vocab): # as `folded` takes them; uint8 [vocab]
+    "How many letters and digits each token has."
+    out = torch.zeros(vocab, dtype=torch.uint8)
+    for i, text in texts.items():
+        if i < vocab: out[i] = min(255, sum(c.isalnum() for c in text))
+    return out
+
 # %% ../../nbs/2_memory/16_keyed.ipynb #620b384d
 def tokenizer_digest(tok): # 16 hex digits
     "What tells a tokenizer from another."
@@ -101,14 +108,14 @@ def start_tail(cfg, batch, device): # {name: tensor}
     "The last tokens of a text, as the trace sees them."
     zeros = lambda *shape, dtype=torch.float32: torch.zeros(batch, *shape, dtype=dtype, device=device)
     return dict(tail_ids=zeros(cfg.reach + 1, dtype=torch.int32), tail_gate=zeros(cfg.reach, 2),
-                tail_show=zeros(cfg.reach, AIM))
+                tail_over=zeros(cfg.reach, 2), tail_show=zeros(cfg.reach, AIM))
 
 def start_heads(cfg, batch, device): # {name: tensor}
     "What the writer and the reader are doing."
     zeros = lambda *shape, dtype=torch.float32: torch.zeros(batch, *shape, dtype=dtype, device=device)
     return dict(counts=zeros(len(COUNTS), dtype=torch.int64), key=zeros(cfg.size), asked=zeros(cfg.size),
                 buffer=zeros(LONGEST, dtype=torch.int32), best=zeros(BEST, dtype=torch.int32), scores=zeros(BEST),
-                phase=zeros(), mark=zeros())
+                phase=zeros(), mark=zeros(), sure=zeros())
 
 # %% ../../nbs/2_memory/16_keyed.ipynb #112a703f
 class Heard(NamedTuple):
@@ -118,6 +125,7 @@ class Heard(NamedTuple):
     position: list         # in the text [n]
     folded: torch.Tensor   # [reach + 1 + n]
     gate: torch.Tensor     # [reach + n, 2]
+    over: torch.Tensor     # [reach + n, 2]
     show: torch.Tensor     # [reach + n, AIM]
     look: torch.Tensor     # [n, 3, AIM]
     tags: dict             # {name: [bool] of n}
@@ -151,15 +159,16 @@ class Listener:
         return self.left_state()
 
     def key_at(self, t, who, last=None): # last: how many tokens back at most
-        "The key that is seen from token t."
+        "The key that is seen from token t, and how surely a name is."
         h, reach = self.heard, self.cfg.reach
         end = t + (who == ASKED) # window of the tokens before t, or with it
         index = torch.arange(end, end + reach, device=h.gate.device)
         there = index >= reach - self.filled
         if last is not None: there &= index >= end + reach - last
         column = int(who == ASKED)
-        return self.memory.trace(h.folded[end:end + reach + 1], h.gate[end:end + reach, column],
-                                 h.show[end:end + reach], h.look[t, who], who, there)
+        gate, over = (seen[end:end + reach, column] for seen in (h.gate, h.over))
+        return self.memory.trace(h.folded[end:end + reach + 1], gate, over, h.show[end:end + reach], h.look[t, who],
+                                 who, there)
 
 BEFORE, AFTER, ASKED = 0, 1, 2 # indices of `LOOKS`
 
@@ -170,22 +179,26 @@ def write(self:Listener, t):
     n, tags = self.n, self.heard.tags
     if n["open"] == OPEN:
         if tags["inside"][t] and len(self.buffer) < LONGEST: return self.buffer.append(self.heard.ids[t])
-        if tags["later"][t]: n["open"], n["waited"] = WAITING, 0
+        if float(self.s["sure"]) < float(self.memory.cut[CUTS.index("before")]): n["open"], n["waited"] = WAITING, 0
         else: self.commit(self.s["key"], t)
     elif n["open"] == WAITING:
         n["waited"] += 1
-        if tags["named"][t]: self.commit(self.key_at(t, AFTER, n["waited"]), t)
+        if tags["named"][t]: self.commit(self.key_at(t, AFTER, n["waited"])[0], t)
         elif n["waited"] >= WAIT: n["open"] = IDLE
-    if tags["begin"][t]: n["open"], self.buffer, self.s["key"] = OPEN, [self.heard.ids[t]], self.key_at(t, BEFORE)
+    if tags["begin"][t]:
+        n["open"], self.buffer = OPEN, [self.heard.ids[t]]
+        self.s["key"], self.s["sure"] = self.key_at(t, BEFORE)
 
 # %% ../../nbs/2_memory/16_keyed.ipynb #2f4262d9
+ITSELF = .45 # strength from which on a name that is told is one that was told before, and not one like it
+
 @patch
 def commit(self:Listener, key, t):
     "Put the value that stands in the buffer into the store, unless it is what is held anyway."
     m, at = self.memory, self.heard.position[t]
     self.n["open"] = IDLE
     found = m.look_up(m.store, self.s, key, at)
-    versions = found.count(self.cfg.threshold)
+    versions = found.count(max(ITSELF, self.cfg.threshold))
     if versions and self.holds(key, versions - 1, found, at): return
     version, value = min(versions, len(found.strength) - 1), torch.tensor(self.buffer)
     self.s = {**self.s, **m.write(m.store, {k: self.s[k] for k in m.kept}, key, version, value, at)}
@@ -212,11 +225,12 @@ def ask(self:Listener, t):
     "Where an answer begins: look up who is asked for, and begin to say what is held."
     n, m, at = self.n, self.memory, self.heard.position[t]
     if not self.heard.tags["ask"][t] or n["reading"] in (READING, ABSENT): return
-    key = self.key_at(t, ASKED)
+    key, _ = self.key_at(t, ASKED)
     again = n["reading"] == DONE and at - n["since"] <= AGAIN and n["left"] >= 0 and float(key@self.s["asked"]) >= SAME
     if again: key = self.s["asked"]
     found = m.look_up(m.store, self.s, key, at)
     count = min(found.count(self.cfg.threshold), n["left"] + 1 if again else len(found.strength))
+    while count and not self.whole(key, count - 1, found, at): count -= 1
     self.reads.asked.append((self.row, self.heard.at[t], float(found.strength[max(0, count - 1)]), count > 0))
     n.update(place=1, one=START, two=START, version=max(0, count - 1))
     self.s.update(asked=key, phase=found.phase[n["version"]], mark=found.strength[n["version"]])
@@ -229,6 +243,20 @@ def padded_best(ids, scores): # [k], [k] -> int32 [BEST], fp32 [BEST]
     "Candidates as they are kept."
     room = (0, BEST - len(ids))
     return F.pad(ids.int(), room, value=-1), F.pad(scores, room, value=-9.)
+
+CLEARLY = 1.15 # by how much a value's token stands above the next one
+
+@patch
+def whole(self:Listener, key, version, found, at): # bool
+    "Whether what is held reads like a value: each token clearly above the next one, to an end. Noise does not."
+    before, m = (START, START), self.memory
+    for place in range(1, LONGEST + 2):
+        ids, scores = m.read(m.store, self.s, key, version, place, before, found, at)
+        top, token = scores.topk(min(2, len(scores))).values, int(ids[scores.argmax()])
+        if len(top) > 1 and top[0] < CLEARLY*top[1]: return False
+        if token == m.vocab: return place > 1
+        before = before[1], token
+    return False
 
 @patch
 def tell(self:Listener, t):
@@ -295,7 +323,8 @@ def left_state(self:Listener): # {name: tensor}
     buffer = torch.zeros_like(self.s["buffer"])
     buffer[:len(self.buffer)] = torch.tensor(self.buffer, dtype=torch.int32)
     counts = torch.tensor([n[k] for k in COUNTS], device=buffer.device)
-    tail = dict(tail_ids=h.folded[-reach - 1:].int(), tail_gate=h.gate[-reach:], tail_show=h.show[-reach:])
+    tail = dict(tail_ids=h.folded[-reach - 1:].int(), tail_gate=h.gate[-reach:], tail_over=h.over[-reach:],
+                tail_show=h.show[-reach:])
     return {**self.s, **tail, "buffer": buffer, "counts": counts}
 
 # %% ../../nbs/2_memory/16_keyed.ipynb #ff4f4f44
@@ -307,17 +336,18 @@ class KeyedMemory(nn.Module):
         super().__init__()
         self.cfg, self.width, self.vocab = cfg, width, vocab
         make, self.write, self.look_up, self.read = STORES[cfg.kind]
-        self.store, self.tagger, self.trace = make(cfg, vocab), Tagger(cfg, width), Trace(cfg)
+        self.store, self.tagger, self.trace = make(cfg, vocab), Tagger(cfg, width), Trace(cfg, vocab)
         self.kept = tuple(self.store.start(1, "cpu"))
         self.register_buffer("fold", torch.arange(vocab, dtype=torch.int32))
         self.register_buffer("kinds", torch.zeros(vocab, dtype=torch.uint8))
-        self.register_buffer("cut", torch.zeros(len(TAGS) + 1)) # logits from which a tag holds; last: a sure question
+        self.register_buffer("cut", torch.zeros(len(CUTS))) # logits from which each of `CUTS` holds
 
     def use_tokenizer(self, tok):
         "Learn from a tokenizer which tokens are one word and which are spaces."
         texts = token_texts(tok)
         self.fold.copy_(folded(texts, self.vocab))
         self.kinds.copy_(token_kinds(texts, self.vocab))
+        self.trace.letters.copy_(token_letters(texts, self.vocab))
 
     def start(self, batch, device=None): # {name: tensor [batch, ..]}
         "The state before a text."
@@ -362,8 +392,8 @@ def heard(self:KeyedMemory, b, ids, said, position, keep, state): # Heard
     row, on = ids[i, at], said.tags[i, at]
     tags = {name: (on[:, i] > self.cut[i]).tolist() for i, name in enumerate(TAGS)}
     tail = [torch.cat((state[f"tail_{k}"][b], v)) for k, v in
-            dict(ids=self.fold[row], gate=said.gate[i, at], show=said.show[i, at]).items()]
-    sure = (on[:, TAGS.index("ask")] > self.cut[-1]).tolist()
+            dict(ids=self.fold[row], gate=said.gate[i, at], over=said.over[i, at], show=said.show[i, at]).items()]
+    sure = (on[:, TAGS.index("ask")] > self.cut[CUTS.index("surely")]).tolist()
     return Heard(row.tolist(), at.tolist(), position[i, at].tolist(), *tail, said.look[i, at], tags, sure)
 
 # %% ../../nbs/2_memory/16_keyed.ipynb #9b6cfc9e

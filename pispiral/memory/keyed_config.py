@@ -26,7 +26,7 @@ class KeyedConfig(Checked):
     hidden: int = Field(192, ge=1)             # units of the tagger
     size: int = Field(128, ge=8)               # numbers of a key
     reach: int = Field(48, ge=2)               # tokens back in which a name is looked for
-    features: int = Field(1920, ge=16)         # m, of a key in the sum
+    features: int = Field(1904, ge=16)         # m, of a key in the sum
     sharp: float = Field(4., gt=0)             # precision of the features' kernel
     value_size: int = Field(32, ge=4)          # r, numbers of a token's code
     state_dtype: str = "float16"               # of the sum, one of `STATE_DTYPES`
@@ -38,7 +38,7 @@ class KeyedConfig(Checked):
     N: int | None = Field(None, ge=1)          # tokens
     injection: str = "logits"                  # one of `INJECT`
     inject_layers: int = Field(1, ge=1)        # last layers that hear it, for "residual"
-    threshold: float = Field(.45, ge=0)         # strength from which on a value is held
+    threshold: float = Field(.3, gt=0, le=1)        # strength from which on a value is held
     strength: float = Field(40., ge=0)         # β, added to a logit for a strength of 1
     frequent: tuple[int, ...] = ()             # tokens that values are mostly made of
     blank: int | None = None                   # the token of a space by itself

@@ -179,16 +179,17 @@ class StreamCache(Cache):
     def reserve(self, room): # tokens
         "Have room for a text of so many tokens; a window has its own."
         for layer in self.layers:
-            if isinstance(layer, GrowingLayer): layer.reserve(room)
+            if hasattr(layer, "reserve"): layer.reserve(room)
 
 # %% ../../nbs/4_model/10_cache.ipynb #d9c22649
 def new_layer(window,   # keys a query sees, or None: all
               sinks=0,  # first tokens that stay in sight
               room=0,   # tokens to set aside room for
-              chunk=512 # tokens a pass
+              chunk=512, # tokens a pass
+              kind=None  # of layer that holds all keys; None: as they are
              ):         # an empty layer of a cache
     "Return a layer that holds what a span can still see: bounded if it is a window."
-    return GrowingLayer(room) if window is None else WindowLayer(window, sinks, chunk)
+    return (kind or GrowingLayer)(room) if window is None else WindowLayer(window, sinks, chunk)
 
 def new_cache(model,        # the model that will fill it; its windows decide which layers are bounded
               room:int=0,   # tokens to set aside room for
@@ -196,4 +197,5 @@ def new_cache(model,        # the model that will fill it; its windows decide wh
              ):             # an empty transformers Cache
     "Return a KV cache: bounded where the model has a window, else with room for `room` tokens, and growing if need be."
     layers = [layer.self_attn for layer in model.model.layers]
-    return StreamCache(layers=[new_layer(None if l.code.dynamic else l.window, l.sinks, room, chunk) for l in layers])
+    return StreamCache(layers=[new_layer(None if l.code.dynamic else l.window, l.sinks, room, chunk,
+                                         getattr(l, "kept_in", None)) for l in layers])

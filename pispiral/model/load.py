@@ -32,11 +32,13 @@ from ..memory.checkpoint import blank_memory, load_memory
 from ..memory.config import AttractorConfig
 from ..memory.keyed import tokenizer_digest
 from ..memory.keyed_config import KeyedConfig, keyed_config
+from .adapted import adapted_code, adapted_digest, adapter_folder, merge_adapter
 from .attention import check_family, check_sees_all, install_attention, layer_windows
 from .backends import backend_for
 from .hub import read_or_tell
 from .kernels import check_canary
 from .offload import bytes_of, free_memory, let_go
+from .packed import packed_layer
 from .quantize import weight_options
 from .saving import saved_memory, saves_whole
 from .spans import check_span
@@ -177,10 +179,13 @@ def set_code(model,          # as `load_model` gives it
              code:Code,      # the position code
              window=None,    # keys a query sees, itself included; None: all
              sinks=0,        # first tokens that stay in sight when the window has slid past them
-             backend=None    # of attention; None: the one that the model has
+             backend=None,   # of attention; None: the one that the model has
+             kv=None         # "nf4": its caches hold keys and values in 4 bits; None: as they are
             ):               # the same model
     "Give a model a position code, a span and a backend, and note the first two in its config."
+    kind = packed_layer(kv, window)
     install_attention(model, make_code(code, model.config), window, sinks, backend)
+    for layer in model.model.layers: layer.self_attn.kept_in = kind
     model.config.pispiral = {**code.record(), "window": window, "sinks": sinks}
     return saves_whole(model)
 
@@ -344,6 +349,7 @@ def load_model(name:str="smollm2-135m-instruct", # packaged name, folder, or hub
                room:int=None,          # bytes for weights on a card if some go elsewhere; None: 4/5 of what is free
                cap_gib:float=None,     # of what this process may hold
                native_length:int=None, # tokens that the model was trained on; None: as its config says
+               adapter=None,           # of `pispiral adapt`: its folder or packaged name; the code is then its own
                **parameters            # the code's own, lengths in tokens: hybrid_K, target_length, irrational, …
               ):                       # (model, tokenizer)
     """Return a transformers causal LM that uses a position code, and its tokenizer.
@@ -353,6 +359,10 @@ def load_model(name:str="smollm2-135m-instruct", # packaged name, folder, or hub
     model cannot be had, and OSError if its weights are not safetensors."""
     check_span(window, sinks) # a slip is told before files are looked for
     if pos is not None: code(pos, **parameters)
+    if adapter is not None:
+        adapter = adapter_folder(adapter)
+        own = adapted_code(adapter, pos, parameters)
+        pos, parameters = own.pos, own.params.model_dump()
     device = device_for(device)
     memory = memory_source(memory)
     where, config = model_config(name)
@@ -368,15 +378,19 @@ def load_model(name:str="smollm2-135m-instruct", # packaged name, folder, or hub
     tokenizer = read_tokenizer(name, where)
     model = read_weights(name, where, config, dtype, device, options)
     set_code(model, chosen, **span, backend=backend)
+    if adapter is not None: merge_adapter(model, adapter)
     if (layer := overflowing(model, tokenizer)) is not None:
         check_wider(model, name, asked, layer, device, cap_gib)
         model = None
         let_go()
         return load_model(name, pos, window, sinks, memory, "float32", device, attn_backend, quantize, offload, room,
-                          cap_gib, native_length, **parameters)
+                          cap_gib, native_length, adapter, **parameters)
     if backend == "fused": check_canary(model, tokenizer) # a kernel is believed when it answers as sdpa does
     model.tokenizer_digest = tokenizer_digest(tokenizer)
     set_memory(model, memory)
     model.loaded_as = dict(name=lasting_name(name, where), dtype=dtype, attn_backend=backend, quantize=quantize,
                            offload=offload, native_length=native_length, memory=False) # each cell puts on its own
-    return note_weights(model, weights_digest(files_here(name))), tokenizer
+    digest = weights_digest(files_here(name))
+    if adapter is not None:
+        model.loaded_as["adapter"], digest = str(adapter.resolve()), adapted_digest(digest, adapter)
+    return note_weights(model, digest), tokenizer

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kept_mask', 'MASK_ROWS', 'check_span', 'visible', 'alibi_bias', 'past_and_chunk', 'span_mask', 'keys_in_reach',
-           'query_pieces', 'masked_attention', 'masked_attention_lse']
+           'query_pieces', 'masked_attention', 'by_group', 'masked_attention_lse']
 
 # %% ../../nbs/4_model/04_spans.ipynb #72bc4664
 from functools import lru_cache
@@ -121,10 +121,19 @@ def masked_attention(query, key, value, window, scaling, slopes=None, padding=No
                       for q, k, v, mask in query_pieces(query, key, value, window, slopes, padding)], 2)
 
 # %% ../../nbs/4_model/04_spans.ipynb #372c286b
+def by_group(one, # [.., H or 1, 1, D], of one query
+             key  # [B, Hk, N, D]
+            ):    # [.., Hk or 1, H/Hk or 1, D]
+    "Let heads that share keys be several queries of one head: a CPU's kernels are slow at one query a head."
+    return one if one.shape[-3] == 1 else one.reshape(*one.shape[:-3], key.shape[1], -1, one.shape[-1])
+
 def _flash_masked(q, k, v, mask, scaling): # ([B, H, L, D], [B, H, L])
     "Return masked attention and the log-sum-exp of its logits, on a CPU."
-    k, v = (t.repeat_interleave(q.shape[1]//t.shape[1], 1) for t in (k, v))
-    return _flash(q, k, v, attn_mask=mask.view(1, -1, *mask.shape[-2:]).expand(len(q), -1, -1, -1), scale=scaling)
+    shape, mask = q.shape, mask.view(1, -1, *mask.shape[-2:])
+    if shape[2] == 1: q, mask = by_group(q, k), by_group(mask, k)
+    else: k, v = (t.repeat_interleave(q.shape[1]//t.shape[1], 1) for t in (k, v))
+    out, lse = _flash(q, k, v, attn_mask=mask.expand(len(q), -1, q.shape[2], -1), scale=scaling)
+    return out.reshape(shape), lse.reshape(shape[:3])
 
 def masked_attention_lse(query, key, value, window, scaling, slopes=None): # ([B, H, L, D], [B, H, L] fp32)
     "Return attention over a span, and the log-sum-exp of its logits, on a CPU and without a gradient."

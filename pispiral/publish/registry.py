@@ -16,7 +16,7 @@ from ..base.text import first_line
 
 # %% ../../nbs/8_publish/00_registry.ipynb #e7768704
 FIGURE_ROOMS = tuple(f"pispiral.publish.figures.{room}" for room in
-                     ("needles", "tasks", "cost", "memory", "ablations", "diagnostics"))
+                     ("needles", "tasks", "cost", "memory", "ablations", "learned", "diagnostics"))
 FIGURES = Registry("a figure", modules=FIGURE_ROOMS, group="pispiral.figures")
 
 # %% ../../nbs/8_publish/00_registry.ipynb #b47c9da5

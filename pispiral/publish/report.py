@@ -111,7 +111,8 @@ def folded(name:str, inside:str,
     return f'<details id="{escaped(name)}"><summary>{escaped(name)}{more}</summary>{inside}</details>'
 
 # %% ../../nbs/8_publish/22_report.ipynb #8f5c3ca5
-RECORD_FILES = ("result.json", "items.jsonl", "metrics.jsonl", "*.csv", "nano.jsonl", "attention.jsonl", "losses.jsonl")
+RECORD_FILES = ("result.json", "items.jsonl", "metrics.jsonl", "*.csv", "nano.jsonl", "learned.jsonl",
+                "attention.jsonl", "losses.jsonl")
 
 # %% ../../nbs/8_publish/22_report.ipynb #dd6d83ae
 def records_part(res:Results) -> str: # HTML

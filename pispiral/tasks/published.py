@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'DATA', 'READERS', 'SOURCES', 'ANSWERABLE', 'Unreachable', 'names_of', 'local_copy', 'named_by',
            'files_of', 'columns_of', 'sums_of', 'commit_of', 'revision_of', 'read_set', 'datasets_library',
-           'fetch_rows', 'essays', 'published_source', 'offline_source', 'row_of', 'answerable', 'published_question',
-           'published_revision']
+           'rows_or_why', 'fetch_rows', 'essays', 'published_source', 'offline_source', 'row_of', 'answerable',
+           'published_question', 'published_revision']
 
 # %% ../../nbs/3_tasks/09_published.ipynb #dab28eff
 import os, re
@@ -110,16 +110,21 @@ def datasets_library(path): # the module; `Unreachable` without it
     raise Unreachable(f"data set {path} is unreachable: {why}")
 
 @lru_cache(maxsize=8)
+def rows_or_why(name, split): # (a `datasets.Dataset`, None), or (None, why not)
+    "Return the rows of a published set, or why they cannot be had: asked once, as an absent network takes its time."
+    path, config, usual = PUBLISHED[one_of(name, PUBLISHED, "a published set")]
+    datasets = datasets_library(path)
+    try: return read_set(datasets, path, config, split or usual, columns_of(name, datasets)), None
+    except Exception as e: # whatever hub, network and parser raise: the run goes on without this set
+        return None, f"data set {path} is unreachable: {first_line(f'{type(e).__name__}: {e}')}"
+
 def fetch_rows(name:str, # a key of `PUBLISHED`
                split:str=None # in place of the set's usual one
               ): # a `datasets.Dataset`
     "Return the rows of a published set; `Unreachable` with the reason where they cannot be had."
-    path, config, usual = PUBLISHED[one_of(name, PUBLISHED, "a published set")]
-    datasets = datasets_library(path)
-    try: return read_set(datasets, path, config, split or usual, columns_of(name, datasets))
-    except Exception as e: # whatever hub, network and parser raise: the run goes on without this set
-        said = first_line(f"{type(e).__name__}: {e}")
-        raise Unreachable(f"data set {path} is unreachable: {said}") from None
+    rows, why = rows_or_why(name, split)
+    if why: raise Unreachable(why)
+    return rows
 
 # %% ../../nbs/3_tasks/09_published.ipynb #pubessay1
 @lru_cache(maxsize=1)

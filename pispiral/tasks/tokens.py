@@ -367,7 +367,9 @@ def _needle_ids(tok, hay, texts):
 
 def _filled(around, hay, needles, depths):
     "The fields of an item whose room is filled with haystack."
-    ids, starts, wraps = hay.take(around.room - sum(map(len, needles)))
+    room = around.room - sum(map(len, needles))
+    ids, starts, wraps = hay.take(room)
+    if not len(ids): raise ValueError(f"the needles leave {room} tokens, and no line of the haystack is so short")
     if not needles: return around.join(ids) | dict(wraps=wraps)
     body, at, cut = _insert(ids, starts, needles, depths)
     return around.join(body) | dict(depth=depths[0], depth_at=cut/len(ids), wraps=wraps,

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'LAST', 'PLACES', 'HELD_EVERY', 'LETTERS', 'NAMES', 'NAME_KINDS', 'MONTHS', 'NOUNS', 'VALUE_KINDS', 'KINDS',
-           'BEFORE', 'BEHIND', 'STRUCTURED', 'PARTS', 'LEADS', 'ENDS', 'QUESTIONS', 'ANSWERS', 'OTHERS',
-           'OTHER_ANSWERS', 'draw', 'word', 'letters', 'draw_name', 'draw_number', 'Told', 'draw_fact', 'Asked',
-           'draw_question', 'draw_other', 'held_out']
+           'BEFORE', 'BEHIND', 'PATTERNS', 'TURNED', 'SLOTS', 'STRUCTURED', 'PARTS', 'LEADS', 'ENDS', 'KEPT',
+           'QUESTIONS', 'ANSWERS', 'OTHERS', 'OTHER_ANSWERS', 'draw', 'fitted_words', 'word', 'letters', 'draw_name',
+           'draw_noun', 'draw_number', 'draw_shape', 'draw_form', 'Told', 'draw_fact', 'Asked', 'draw_question',
+           'draw_other', 'held_out']
 
 # %% ../../nbs/5_training/20_facts.ipynb #bf07738f
 import re
 import uuid
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..tasks.needles import word_lists
@@ -31,11 +33,14 @@ def draw(rng, some): # one of them
     "One of a list."
     return some[rng.integers(len(some))]
 
+@lru_cache
+def fitted_words(kind): # (str, ..); kind 0: adjectives, 1: nouns
+    "The words that are not held out."
+    return tuple(w for i, w in enumerate(word_lists()[kind]) if i%HELD_EVERY != HELD_EVERY - 1 and not held_out(w))
+
 def word(rng, kind): # kind 0: adjective, 1: noun
     "A word that is not held out."
-    words = word_lists()[kind]
-    i = int(rng.integers(len(words)))
-    return words[i - (i%HELD_EVERY == HELD_EVERY - 1)]
+    return draw(rng, fitted_words(kind))
 
 def letters(rng, n): # text
     "So many capital letters."
@@ -80,6 +85,11 @@ NOUNS = dict(
 |reference code""")
 NOUNS = {kind: tuple(n.strip() for n in text.split("|")) for kind, text in NOUNS.items()}
 
+def draw_noun(rng, kind): # text
+    "What a value is of somebody: \"code\", \"walnut code\"."
+    noun = draw(rng, NOUNS[kind])
+    return noun if " " in noun or rng.random() < .6 else f"{word(rng, 1)} {noun}"
+
 def draw_number(rng): # text
     "A number, often of seven digits."
     n = 7 if rng.random() < .35 else int(rng.integers(2, 10))
@@ -98,32 +108,143 @@ def _any(rng, kind): return draw(rng, word_lists()[kind]) # values may be any wo
 
 # %% ../../nbs/5_training/20_facts.ipynb #6dc6da07
 BEFORE = """The {n} of {k} is {v}|The {n} for {k} is {v}|The {n} for {k} is: {v}|{k} has the {n} {v}
-|The {n} of {k} equals {v}
-|The {n} assigned to {k}: {v}|For {k} the {n} is {v}|One of the {n}s of {k} is {v}|{k} is known under the {n} {v}
-|{k}: the {n} is {v}|{n} of {k} = {v}|{k} carries {v} as its {n}|To reach {k}, {do} {v}|Record {k}: {v}|{k} = {v}
-|In the register, {k} stands under {v}|For {k} they noted the {n} {v}|{k} can be found at {v}|{k} answers to {v}
-|The {n} that belongs to {k} is {v}|The {n} we keep for {k} reads {v}|The {n} given to {k} was {v}|{k}, {n} {v}
+|The {n} of {k} equals {v}|The {n} assigned to {k}: {v}|For {k} the {n} is {v}|One of the {n}s of {k} is {v}
+|{k} is known under the {n} {v}|{k}: the {n} is {v}|{n} of {k} = {v}|{k} carries {v} as its {n}
+|To reach {k}, {do} {v}|Record {k}: {v}|{k} = {v}|In the register, {k} stands under {v}
+|For {k} they noted the {n} {v}|{k} can be found at {v}|{k} answers to {v}|The {n} that belongs to {k} is {v}
+|The {n} we keep for {k} reads {v}|The {n} given to {k} was {v}|{k}, {n} {v}
 |Whoever asks for {k} should be told {v}|As for {k}, its {n} is {v}|{k} got {v} as {n}|{k} was filed under {v}
-|{someone} set the {n} of {k} to {v}|{someone} told me that the {n} of {k} is {v}|{book} gives {v} as the {n} of {k}
-|{book} lists {k} with {v}|{book} lists {k} under the {n} {v}|{k} ({n} {v})|Among the {n}s, the one for {k} is {v}
-|When you get to {k}, {do} {v}|The {n} on the door of {k} says {v}|{k}'s {n} is {v}|{k}'s {n}: {v}|My {n} for {k} is {v}
-|Your {n} for {k} will be {v}|A {n} was chosen for {k}, namely {v}|If you need the {n} of {k}, it is {v}
-|There is a note on {k} that says {v}|{someone} wrote on the back of {k} the {n} {v}|{k} uses the {n} {v}
-|Remember {k}? Its {n} is {v}|What is the {n} of {k}? It is {v}|{n} ({k}): {v}|{k} -> {v}|{k}: {v}|{k}\\t{v}
+|{someone} set the {n} of {k} to {v}|{someone} told me that the {n} of {k} is {v}
+|{book} gives {v} as the {n} of {k}|{book} lists {k} with {v}|{book} lists {k} under the {n} {v}|{k} ({n} {v})
+|Among the {n}s, the one for {k} is {v}|When you get to {k}, {do} {v}|The {n} on the door of {k} says {v}
+|{k}'s {n} is {v}|{k}'s {n}: {v}|My {n} for {k} is {v}|Your {n} for {k} will be {v}
+|A {n} was chosen for {k}, namely {v}|If you need the {n} of {k}, it is {v}|There is a note on {k} that says {v}
+|{someone} wrote on the back of {k} the {n} {v}|{k} uses the {n} {v}|Remember {k}? Its {n} is {v}
+|What is the {n} of {k}? It is {v}|{n} ({k}): {v}|{k} -> {v}|{k}: {v}|{k}\\t{v}
 |The owner of {k} confirmed the {n} {v}|Nobody but {k} has the {n} {v}|The label of {k} shows the {n} {v}
-|It was agreed that {k} takes the {n} {v}|{k} was given {v} for a {n}|We call {k} by its {n}, {v}""".replace("\n", "")
-BEHIND = """{v} is the {n} of {k}|{v} is the {n} for {k}|The {n} {v} was given to {k}|The {n} {v} is that of {k}
-|{v} was noted as the {n} of {k}|Use {v} as the {n} of {k}|They chose {v} for the {n} of {k}|{n} {v} is for {k}
-|{v}, the {n} of {k}, is here|{do} {v} to reach {k}|{do} {v} for {k}|{v} belongs to {k}|{v} opens {k}|{v} stands for {k}
-|{book} has {v} beside {k}|{n}: {v}. It is for {k}|{n} {v} ({k})|The {n} {v} belongs to {k}|{v} -> {k}|Keep {v} for {k}
+|It was agreed that {k} takes the {n} {v}|{k} was given {v} for a {n}|We call {k} by its {n}, {v}
+|{k}, which {someone} had seen near {place}, has the {n} {v}|{k} came from {place} and took {v} as its {n}
+|Until {someone} asked, it was secret that the {n} of {k} is {v}|{k}, and not {other}, has {v} for its {n}
+|{other} is empty; the {n} of {k} is {v}|Unlike {other}, {k} has the {n} {v}
+|Next to {other} stands {k} with the {n} {v}|{someone} looked at {place} for {k} and found the {n} {v}
+|{k} stayed at {place} for a while under the {n} {v}|The sign at {place} that tells of {k} shows {v}
+|{someone} painted on the front of {k} a {n}: {v}|Thanks to {someone}, {k} was able to have {v} as its {n}
+|{k} was sold to {someone}, who chose the {n} {v} for it
+|Of all things at {place} it is {k} that goes by the {n} {v}|There is only one {n} that fits {k}, and it is {v}
+|{someone} had to say the {n} of {k} twice: {v}|{k} is what {someone} had in mind with the {n} {v}
+|{k}, once the pride of {place}, is listed under {v}|It was {k} whom {someone} handed the {n} {v}
+|Long before {other} got one, {k} had a {n}, and it was {v}
+|{someone} insisted that {k} should be given the {n} {v}|In front of {place} one reads that {k} has the {n} {v}
+|{k} never told {someone} that {v} was its {n}|The {n} under which {k} is known at {place} is {v}
+|For as long as {k} has been at {place}, its {n} was {v}|{someone} had a dream about {k} and the {n} {v}
+|{k} wears a tag with {v}|Around {k} hangs a plate, and on it stands {v}
+|Neither {someone} nor {other} knew the {n} of {k}, which is {v}|{k} lost its first {n} and was then given {v}
+|About {k} there is not much to say but that its {n} is {v}|{k} is called into {place} by {v}
+|{someone} drew {k} on a map of {place} and put {v} beside it|{k} will be let in with the {n} {v}
+|With regard to {k}, the {n} to write down would be {v}|{k}, I think, had {v} as a {n}""".replace("\n", "")
+BEHIND = """{v} is the {n} of {k}|{v} is the {n} for {k}|The {n} {v} was given to {k}
+|The {n} {v} is that of {k}|{v} was noted as the {n} of {k}|Use {v} as the {n} of {k}
+|They chose {v} for the {n} of {k}|{n} {v} is for {k}|{v}, the {n} of {k}, is here|{do} {v} to reach {k}
+|{do} {v} for {k}|{v} belongs to {k}|{v} opens {k}|{v} stands for {k}|{book} has {v} beside {k}
+|{n}: {v}. It is for {k}|{n} {v} ({k})|The {n} {v} belongs to {k}|{v} -> {k}|Keep {v} for {k}
 |{someone} wrote {v} next to the name of {k}|You will need {v} to get into {k}|Write down {v} for {k}
 |The {n} is {v} when it comes to {k}|{n} number {v} went to {k}|{v} it is, as far as {k} is concerned
-|The {n} {v} is reserved for {k}|{v} was handed to {k} as {n}|With {v} one gets to {k}|{v} is what {k} answers to
-|{v} leads to {k}|They gave {v} to {k}|We reserved the {n} {v} for {k}
-|{v} has always been the {n} of {k}""".replace("\n", "")
+|The {n} {v} is reserved for {k}|{v} was handed to {k} as {n}|With {v} one gets to {k}
+|{v} is what {k} answers to|{v} leads to {k}|They gave {v} to {k}|We reserved the {n} {v} for {k}
+|{v} has always been the {n} of {k}|{someone} shouted {v} at {place}, thinking of {k}
+|{v}: that is how {someone} calls {k}|The {n} {v} was found at {place}; it is for {k}
+|{someone} traded {v} for the {n} of {k}|By {v} one means {k}|The plate at {place} says {v} and under it {k}
+|Where {v} is written as a {n}, {k} is near|{v} reminds {someone} of {k}|Not {other} but {k} uses {v}
+|They took {v} for the {n} of {other}, but it is that of {k}|If {v} is the {n}, look for {k}
+|The {n} {v} was made at {place} for {k}|One says {v} at {place} and is shown {k}|Dial {v} and {k} will come
+|The number of those who know that {v} is the {n} of {k} is small
+|{someone} bought {v} as a {n} for {k}""".replace("\n", "")
 BEFORE, BEHIND = tuple(BEFORE.split("|")), tuple(BEHIND.split("|"))
 
 # %% ../../nbs/5_training/20_facts.ipynb #d9b33210
+PATTERNS = """<pre> the {n} <of> {k}<aside> <link> {v}<tail>|<pre> {k}<aside> <has> {v} <as> {n}<tail>
+|<pre> {k}<aside> <has> the {n} {v}<tail>|<pre> {someone} <gave> {k}<aside> the {n} {v}<tail>
+|<pre> <when> {k}, <then> the {n} {v}<tail>|<pre> <when> {k}, the {n} <link> {v}<tail>
+|<pre> {k}<aside> <is> <with> the {n} {v}<tail>|<pre> <loc> {k}<aside> {someone} <wrote> {v}<tail>
+|<pre> <loc> {k}<aside> {someone} <wrote> the {n} {v}<tail>
+|<pre> {k}<aside> <is> <by> {someone}: the {n} <link> {v}<tail>
+|<pre> {someone} <said> {k}<aside>, and the {n} <link> {v}<tail>
+|<pre> {someone} <said> {k}<aside> and its {n}, {v}<tail>
+|<pre> {k}<aside> <is> <by> {someone}<sep> {n} {v}<tail>
+|<pre> <behalf> {k}<aside>, the {n} <link> {v}<tail>""".replace("\n", "")
+TURNED = """<pre> {v} <link> the {n} <of> {k}<tail>|<pre> the {n} {v} <went> {k}<tail>
+|<pre> the {n}, {v}, <went> {k}<tail>|<pre> {someone} <wrote> {v} <loc> {k}<tail>
+|<pre> {someone} <wrote> {v} as the {n} <of> {k}<tail>|<pre> {someone} <wrote> the {n} {v}; it <went> {k}<tail>
+|<pre> {v} <went> {k} as its {n}<tail>
+|<pre> with {v} <behalf> {k} {someone} <wrote> everything<tail>""".replace("\n", "")
+PATTERNS, TURNED = tuple(PATTERNS.split("|")), tuple(TURNED.split("|"))
+
+# %% ../../nbs/5_training/20_facts.ipynb #0fd1b5b6
+SLOTS = dict(
+    pre="""||||||{someone} says that|in {book} it says that|we know that|in {place},|years later,
+|after a long talk,|today|so|at {place} people tell that|without any doubt,|in short,|then came the day when
+|to be exact,|in those days|it seems that|{someone} is sure that|on the second page,|at last|since {month},
+|perhaps|while {someone} waited at {place},|contrary to what {book} says,|{other} aside,|after {other},
+|in the end|officially,|when {someone} opened {book},|behind {place},|long ago,|as everyone at {place} can tell,
+|for {someone},""",
+    of="""of|of|for|for|belonging to|given to|kept for|used by|assigned to|that goes with|attached to
+|recorded for|known for|chosen for|handed to|held by|registered to|that {someone} gave to|of our friend
+|on the card of|in the file of|behind|that one needs for|beside the name of|connected with|under the picture of
+|proposed for|printed for|due to""",
+    link="""is|is|is|was|reads|is now|has been|equals|remains|became|must be|ought to be|is simply
+|happens to be|will stay|is still|comes to|is given as|stands as|is nothing but|is none other than|is set to
+|is exactly|is said to be|will be|can only be|is listed as|is called|always was
+|was fixed at|shall be|is just""",
+    aside="""|||||||||, as {someone} knows,|, which stands at {place},|, not far from {place},
+|, unlike {other},|, once more|, it is said,|, like {other},|, who came from {place},|, and nobody else,
+|, for example,| (see {book})|, as before,|, a friend of {someone},|, much loved by {someone},| at {place}
+| in {month}| with all its neighbours|, though small,""",
+    has="""has|keeps|took|received|carries|holds|shows|uses|got|owns|chose|picked|inherited|wears
+|displays|needs|accepts|prefers|goes by|answers to|is marked with|was given|has long had|will keep
+|is registered with|travels under|works with|lives under|started with|came with|ended up with|was issued
+|is stored with|was booked with""",
+    **{"as": """as its|for a|as|by way of|in place of a|as the|for its|to serve as its|as its own|as its new"""},
+    gave="""gave|assigned|granted|promised|handed|sent|read to|offered|lent|left|brought|allotted
+|dictated to|showed|wrote""",
+    when="""when it comes to|if you ask for|whenever you need|before you call|once you have found
+|to get hold of|if you meet|in order to reach|whoever wants|in the case of|if anybody mentions|speaking of
+|regarding|should you see|for those who look for|in matters of|if you are looking for
+|on seeing""",
+    then="""use|give|write|take|choose|remember|think of|you need|one says|there is|enter|try|look up
+|expect|add|quote|you will be given|please note""",
+    **{"is": """is|was|is known|is listed|was seen|was registered|is on file|can be reached|was found
+|appears|is filed|stands there|was brought|is kept|was introduced|was welcomed|was described"""},
+    **{"with": "with|under|by|through|using|on account of|together with|only with|next to|thanks to"},
+    loc="""on the back of|on the door of|next to|in the file of|beside|under the name of|over|about
+|in front of|for|near|at the foot of|in the row of|on the lid of|below|opposite|inside|across from
+|on the card of""",
+    wrote="""wrote|put|found|noted|saw|left|read|typed|painted|scratched|drew|placed|marked|copied
+|entered|signed|hid|kept|discovered|sewed|glued|carved|set""",
+    by="""by|with|thanks to|together with|in the hands of|at the house of|in memory of
+|under the eyes of""",
+    said="""mentioned|described|praised|asked about|looked for|wrote to|told us of|met|visited|called
+|named|forgot|knew|sold""",
+    sep=",|;|:| -| with|, having| and has| under|. Its| ->",
+    behalf="""of|for|as for|from|concerning|in the name of|on behalf of|with|in honour of
+|among the papers of|on the list of|by|on the part of|at the side of""",
+    went="""went to|belongs to|was given to|is for|was kept for|is used by|came from|is the one of
+|is tied to|opens the door of|was chosen by|is written on|was assigned to|is known to be of|goes with
+|is printed on|was made for|fits|identifies|is shown by|is that of|refers to|leads to
+|was sent to""",
+    tail="""|||||||, and nobody minds| at {place}| from {month} on| on every page| as always
+|, if {book} is right| for good|, which {someone} likes| in plain letters|, says {someone}|, not that of {other}
+|, as at {place}| and nothing more| since {month}| for now|, while {other} has none| by order of {someone}
+|, whatever {someone} says| in red|; see {book}""")
+SLOTS = {name: tuple(text.replace("\n", "").split("|")) for name, text in SLOTS.items()}
+
+# %% ../../nbs/5_training/20_facts.ipynb #c9bc7937
+def draw_shape(rng, behind, kept): # a form as those of `BEFORE` and `BEHIND`
+    "A form put together from parts that are all fitted, or all kept from fitting."
+    shape = draw_form(rng, TURNED if behind else PATTERNS, kept)
+    shape = re.sub(r"<(\w+)>", lambda m: draw_form(rng, SLOTS[m[1]], kept), shape)
+    return re.sub(" +", " ", re.sub(r"[ ,]*,", ",", shape)).strip()
+
+# %% ../../nbs/5_training/20_facts.ipynb #2a3648f4
 STRUCTURED = ('"{k}": {q}{v}{q},', '{{"name": "{k}", "{n_}": {q}{v}{q}}}', "{k_} = {q}{v}{q}", "{k_} := {v};",
     "| {k} | {v} |", "{k},{v}", "let {k_} = {q}{v}{q};", "set {k_} {v}", "<entry name=\"{k}\">{v}</entry>", "{k_}: {v}",
     '"{n_}_of_{k_}": {q}{v}{q}', "{n_}[{q}{k}{q}] = {q}{v}{q}", "export {k_}={v}", "const {k_} = {q}{v}{q}",
@@ -134,7 +255,8 @@ PARTS = dict(
     someone=("he", "somebody", "a stranger", "the owner", "her brother", "the smith", "a child", "the guard",
         "our teacher", "the manager", "Captain Reed", "the nurse", "my aunt"),
     book=("the ledger", "the index", "the catalogue", "the list", "the map", "the clerk", "the table", "the diary",
-        "the inventory", "a letter", "the bill", "the guide", "the sheet on the wall"))
+        "the inventory", "a letter", "the bill", "the guide", "the sheet on the wall"),
+    place=tuple(f"the {p}" for p in PLACES), month=MONTHS)
 LEADS = ("",)*8 + ("Remember that ", "Note that ", "Do not forget: ", "It is written that ", "Important: ",
     "By the way, ",
     "For the record, ", "Be it known that ", "Attention: ", "Everybody knows that ", "Memorise this: ", "As agreed, ",
@@ -143,6 +265,12 @@ ENDS = (".",)*9 + ("!", ";", ", so do not forget it.", " and nothing else.", ", 
     ", said the clerk.", " and that is that.", ", or so we heard.", ".\n", "\n", " (see above).")
 
 # %% ../../nbs/5_training/20_facts.ipynb #32701e64
+KEPT = 6 # every so-manieth form is kept from fitting: what is told and asked in it sets thresholds
+
+def draw_form(rng, forms, kept): # text
+    "One of the forms that are fitted, or that are kept."
+    return draw(rng, [f for i, f in enumerate(forms) if (i%KEPT == KEPT - 1) == kept])
+
 class Told(NamedTuple):
     "A sentence, and what it says of whom."
     text: str
@@ -151,14 +279,15 @@ class Told(NamedTuple):
     value: str
     kind: str
 
-def draw_fact(rng, name=None, noun=None, kind=None): # Told
+def draw_fact(rng, name=None, noun=None, kind=None, kept=False): # Told; kept: in a form that is kept from fitting
     "A sentence that says something."
     kind = kind or draw(rng, KINDS)
-    name, noun, value = name or draw_name(rng), noun or draw(rng, NOUNS[kind]), VALUE_KINDS[kind](rng)
+    name, noun, value = name or draw_name(rng), noun or draw_noun(rng, kind), VALUE_KINDS[kind](rng)
     where = rng.random()
-    shape = draw(rng, STRUCTURED if where < .15 else BEHIND if where < .38 else BEFORE)
+    shape = draw_form(rng, STRUCTURED if where < .15 else BEHIND if where < .25 else BEFORE, kept)
+    if .4 < where: shape = draw_shape(rng, where < .55, kept)
     quote = draw(rng, ('"', "'") if kind != "number" else ("", "", '"'))
-    parts = {k: draw(rng, v) for k, v in PARTS.items()}
+    parts = {k: draw(rng, v) for k, v in PARTS.items()} | dict(other=draw_name(rng))
     flat = lambda t: re.sub(r"\W+", "_", t)
     said = shape.format(k=name, v=value, n=noun, k_=flat(name), n_=flat(noun), q=quote, **parts).replace("\\t", "\t")
     said = said.replace("\\n", "\n")
@@ -196,10 +325,10 @@ class Asked(NamedTuple):
     name: str      # as the question has it; "": nobody is asked for
     named: bool    # whether the prefix has it too
 
-def draw_question(rng, told): # Asked
+def draw_question(rng, told, kept=False): # Asked; kept: in a form that is kept from fitting
     "A question about what was told."
     fill = lambda t: t.format(k=told.name, n=told.noun)
-    question, prefix = fill(draw(rng, QUESTIONS)), draw(rng, ANSWERS)
+    question, prefix = fill(draw_form(rng, QUESTIONS, kept)), draw(rng, ANSWERS)
     return Asked(question, fill(prefix), told.value, told.name, "{k}" in prefix)
 
 def draw_other(rng): # Asked

@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 
 from ..memory.tagger import features_of
+from .marked import NOBODY
 
 # %% ../../nbs/5_training/23_fitting.ipynb #5a90a9f1
 class Row(NamedTuple):
     "Some texts, one behind the other."
     ids: torch.Tensor    # [n]
     x: torch.Tensor      # [n, layers, d]
-    tags: torch.Tensor   # [n, 5]
-    learn: torch.Tensor  # [n, 5] bool
+    tags: torch.Tensor   # [n, 4]
+    learn: torch.Tensor  # [n, 4] bool
     who: torch.Tensor    # of each event: index of `LOOKS` [k]
     at: torch.Tensor     # its token [k]
     first: torch.Tensor  # the first token that it may see [k]
@@ -49,12 +50,12 @@ def looks(memory, row): # (tokens [k, reach], which of them are there [k, reach]
     there, column = back >= row.first[:, None], (row.who == 2).long()
     return back.clamp(min=0), there, column
 
-def keys_of(memory, row, said): # Row, Tags of its tokens -> [k, size]
-    "The key that each event sees."
+def keys_of(memory, row, said): # Row, Tags of its tokens -> ([k, size], [k])
+    "The key that each event sees, and how surely it sees a name."
     at, there, column = looks(memory, row)
     ids = memory.fold[row.ids][torch.cat((at[:, :1] - 1, at), 1).clamp(min=0)]
-    gate = said.gate[at, column[:, None]]
-    return memory.trace(ids, gate, said.show[at], said.look[row.at, row.who], row.who, there)
+    gate, over = (s[at, column[:, None]] for s in (said.gate, said.over))
+    return memory.trace(ids, gate, over, said.show[at], said.look[row.at, row.who], row.who, there)
 
 # %% ../../nbs/5_training/23_fitting.ipynb #b7d84c70
 SCALE, PULL = 10., 2. # of cosines in the contrast; of what matched keys lack of a cosine of 1
@@ -70,15 +71,17 @@ def name_loss(memory, row, said):
     "Cross-entropy of being part of the name, for each token that is."
     at, there, column = looks(memory, row)
     look = said.look[row.at, row.who]
-    w = memory.trace.weights(said.gate[at, column[:, None]], said.show[at], look, row.who, there)
+    gate, over = (s[at, column[:, None]] for s in (said.gate, said.over))
+    w = memory.trace.weights(gate, over, said.show[at], look, row.who, there)
     at, (token, event) = torch.where(there, at, -1), row.named.T
     want = torch.zeros_like(w).index_add_(0, event, (at[event] == token[:, None]).float())
-    known = there & (want.sum(1) > 0)[:, None]
+    known = there & ((want.sum(1) > 0) | (row.entity == NOBODY))[:, None]
     lost = F.binary_cross_entropy_with_logits(w, want, known.float(), reduction="none")
     return lost.sum()/want.sum().clamp(min=1.)
 
 def key_loss(keys, entity):
     "Contrast of each key with all others, and the distance of matched ones."
+    keys, entity = keys[entity != NOBODY], entity[entity != NOBODY]
     same = (entity[:, None] == entity) & ~torch.eye(len(keys), dtype=torch.bool)
     S = keys@keys.T
     among = (SCALE*S).masked_fill(torch.eye(len(keys), dtype=torch.bool), -1e4).log_softmax(-1)

@@ -37,7 +37,8 @@ class LearnedConfig(Checked):
     shortest: int = Field(24, ge=16)     # tokens
     pairs: int = Field(12, ge=1)         # most facts a text
     seed: int = Field(0, ge=0, lt=2**32) # of weights and training texts
-    train: TrainConfig = TrainConfig(steps=2500, batch=32, lr=3e-3, warmup=100, eval_every=250)
+    train: TrainConfig = TrainConfig(steps=8000, batch=32, lr=3e-3, warmup=100, learned=.9, falling=1500,
+                                     eval_every=100)
 
     @field_validator("code")
     @classmethod

@@ -68,7 +68,7 @@ def kept_scores(folder): # DataFrame, a row a question: variant, seed, steps, tr
 _CARD = """# Nano models, and what they answered
 
 Two layers, 64 channels, window 32, trained from scratch on at most 96 tokens; half precision, a file a model with its
-config, curve and scores. Made by `pispiral nano FOLDER`.
+config, curve and scores. Made by `pispiral nano-memories FOLDER`.
 
 Exact match of three-digit values at depths 0.1, 0.5 and 0.9, the lowest of the three, {n} texts each; steps and
 accuracy at 96 tokens when training ended.

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Questions', 'questions_from', 'in_turn', 'why_unreachable', 'sources_of', 'ruler_questions',
-           'infinitebench_questions', 'document_questions', 'guard_questions', 'own_tasks', 'own_questions',
-           'count_in_words', 'rounds_of', 'ask', 'medium_benchmarks', 'heavy_benchmark', 'task_scores',
-           'means_over_tasks', 'effective_lengths']
+           'infinitebench_questions', 'asked_ruler', 'asked_infinitebench', 'document_questions', 'joined',
+           'near_and_far', 'guard_questions', 'own_tasks', 'own_questions', 'count_in_words', 'rounds_of', 'ask',
+           'medium_benchmarks', 'heavy_benchmark', 'task_scores', 'means_over_tasks', 'effective_lengths']
 
 # %% ../../../nbs/9_lab/08_phases_benchmarks.ipynb #06b340f5
 import math
@@ -91,12 +91,36 @@ def infinitebench_questions(tok, tasks, lengths, seeds:int, methods): # Question
     return questions_from(in_turn(tasks, lengths, seeds, make), methods)
 
 # %% ../../../nbs/9_lab/08_phases_benchmarks.ipynb #0390e22c
+def asked_ruler(tok, profile): # Questions
+    "Return what phase 3 asks of RULER."
+    r, methods = profile.ruler, profile.ruler.methods or profile.needles.core
+    make = lambda lengths, ms: ruler_questions(tok, r.tasks, lengths, r.seeds, ms, profile.documents.source)
+    return near_and_far(make, r.lengths, r.far_lengths, methods, profile)
+
+def asked_infinitebench(tok, profile): # Questions
+    "Return what phase 3 asks of InfiniteBench."
+    i, methods = profile.infinitebench, profile.infinitebench.methods or profile.needles.core
+    make = lambda lengths, ms: infinitebench_questions(tok, i.tasks, lengths, i.seeds, ms)
+    return near_and_far(make, i.lengths, i.far_lengths, methods, profile)
+
 def document_questions(tok, tasks, lengths, seeds:int, methods, source:str="offline"): # Questions
     "Return questions over many documents in LongBench's manner."
     for t in tasks: one_of(t, document_tasks(), "a task over documents", name="documents.tasks")
     origin, missing = sources_of(tasks, source)
     make = lambda task, n, seed: make_item(tok, task, n, seed=seed, source=origin[task])
     return questions_from(in_turn(tasks, lengths, seeds, make), methods, missing)
+
+def joined(*parts): # Questions
+    "Return the questions of several parts as one; what several of them miss is said once."
+    return Questions([s for q in parts for s in q.steps], list(dict.fromkeys(m for q in parts for m in q.missing)))
+
+def near_and_far(make, # (lengths, methods) -> Questions
+                 lengths, far, # tokens
+                 methods, profile # whose methods they are
+                ): # Questions
+    "Return questions to all methods, and at far lengths to those that need no room for all keys."
+    beyond = [(n, ms) for n in far if (ms := profile.far(methods, n))]
+    return joined(make(lengths, methods), *(make([n], ms) for n, ms in beyond))
 
 def guard_questions(tok, lengths, seeds:int, methods): # Questions
     "Return the guard of short context: one-word questions about a page of prose."
@@ -174,8 +198,9 @@ def medium_benchmarks(phase, model, tok, settings, memory=None): # records of RU
     "Ask phase 4's RULER, questions over documents, and short questions that the medium model must not lose."
     p, m, d, methods = phase.profile, phase.profile.large.medium, phase.profile.documents, list(settings)
     put = lambda what, questions: ask(phase, model, tok, what, questions, settings, m.benchmark_minutes, memory)
-    ruler = ruler_questions(tok, m.ruler.tasks, m.ruler.lengths, m.ruler.seeds, methods, d.source)
-    documents = document_questions(tok, d.tasks, d.lengths, d.seeds, methods, d.source)
+    each = lambda b, make: near_and_far(make, b.lengths, b.far_lengths, methods, p)
+    ruler = each(m.ruler, lambda ns, ms: ruler_questions(tok, m.ruler.tasks, ns, m.ruler.seeds, ms, d.source))
+    documents = each(d, lambda ns, ms: document_questions(tok, d.tasks, ns, d.seeds, ms, d.source))
     guard = guard_questions(tok, p.guard.lengths, p.guard.seeds, methods)
     return put("RULER", ruler), put("documents", documents), put("short guard", guard)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['config_of', 'native_of', 'large_spans', 'weights_room', 'load_large', 'compared', 'medium_needles', 'asked_of',
            'medium_steps', 'ask_medium', 'heavy_methods', 'heavy_questions', 'ask_heavy', 'large_stream',
-           'one_answer_each', 'short_quantised', 'unquantised', 'by_draw', 'stability', 'stable_4bit', 'small_weights',
-           'medium_equals', 'memory_cells', 'memory_report', 'check_codes', 'large_plans']
+           'one_answer_each', 'short_quantised', 'load_reference', 'unquantised', 'by_draw', 'stability', 'stable_4bit',
+           'small_weights', 'medium_equals', 'memory_cells', 'memory_report', 'check_codes', 'large_plans']
 
 # %% ../../../nbs/9_lab/07_phases_large.ipynb #a1ed75d4
 import pandas as pd
@@ -18,7 +18,7 @@ from ...evidence.evaluate import evaluate
 from ...evidence.plan import plan
 from ...evidence.profiling import Shape
 from ...evidence.ram import BYTES, large_plan, memory_parts, shortage, weight_bytes
-from ..methods import large_profile, large_settings, load_asked, machine_of, memories, settings
+from ..methods import large_profile, large_settings, load_asked, machine_of, memories
 from .needles import candidate_equals_rope
 from .streams import control_stream, streamed
 from ...model.load import device_for, model_config, set_native_length
@@ -51,22 +51,25 @@ def large_spans(profile, which): # [(tokens, window or None)]
     if which == "medium":
         asked = (*large.short_lengths, *large.long_lengths, *large.ruler.lengths, *p.documents.lengths,
                  *p.guard.lengths, p.sanity.question_length)
-    else: asked = (large.length, *large.infinitebench.lengths)
-    control = getattr(large, "control", [])
-    return [*((n, w) for n in asked for w in dict.fromkeys(own)), *((n, large.window) for n in large.stream_lengths),
-            *((n, None) for n in control)]
+        far = (*large.far_lengths, *large.ruler.far_lengths, *p.documents.far_lengths)
+    else: asked, far = (large.length, *large.infinitebench.lengths), large.infinitebench.far_lengths
+    control, spans = getattr(large, "control", []), dict.fromkeys(own)
+    return [*((n, w) for n in asked for w in spans), *((n, w) for n in far for w in spans if w),
+            *((n, large.window) for n in large.stream_lengths), *((n, None) for n in control)]
 
 # %% ../../../nbs/9_lab/07_phases_large.ipynb #10846db6
 def weights_room(profile, which,
                  texts=None # [(tokens, window)]; None: all that the model is asked
                 ):          # bytes, or None without a card
     "Return what a large model's weights may take on the card: what its longest text that can be read at all leaves."
-    device, dtype, _ = machine_of(profile)
+    device, dtype, _ = machine_of(large_profile(profile, which))
     if not device_for(device).startswith("cuda"): return None
     let_go()
     shape, free = Shape.of(config_of(getattr(profile.large, which).model)), free_memory(device, profile.memory_cap_gib)
     least = weight_bytes(shape, dtype, offload="cpu") + shape.matrix_weights/shape.layers*BYTES[dtype]
-    need = [memory_parts(shape, n, dtype, profile.chunk, w).text for n, w in texts or large_spans(profile, which)]
+    kv = getattr(getattr(profile.large, which), "kv", None)
+    need = [memory_parts(shape, n, dtype, profile.chunk, w, kv=None if w else kv).text
+            for n, w in texts or large_spans(profile, which)]
     return free - max((n for n in need if free - n >= least), default=0)
 
 # %% ../../../nbs/9_lab/07_phases_large.ipynb #be0eb390
@@ -102,6 +105,7 @@ def medium_steps(tok, profile): # [[(method's name, Item)]]
     steps = [s for n in m.short_lengths for s in asked_of(core, needles(n))]
     steps += asked_of(core, [shortqa_item(tok, profile.sanity.question_length, seed=s) for s in range(m.questions)])
     steps += [s for n in m.long_lengths for s in asked_of(core, needles(n))]
+    steps += [s for n in m.far_lengths for s in asked_of(profile.far(m.methods, n), needles(n))]
     return steps + [s for n in (*m.long_lengths, *m.short_lengths) for s in asked_of(others, needles(n))]
 
 # %% ../../../nbs/9_lab/07_phases_large.ipynb #0e132561
@@ -172,14 +176,19 @@ def short_quantised(phase, records): # {(method's name, prompt hash): record}
     return {(r["mode"], r["prompt_hash"]): r for r in one_answer_each(mine, p.candidate)}
 
 # %% ../../../nbs/9_lab/07_phases_large.ipynb #a38a9ca6
+def load_reference(profile, longest): # (model, tok); longest: tokens of a question
+    "Load the medium model's unquantised weights."
+    large = profile.large.medium
+    room = weights_room(profile, "medium", [(longest, None)]) if large.reference else None
+    return load_asked(large_profile(profile, "medium"), offload=large.reference, room=room)
+
 def unquantised(phase, tok, asked): # {(method's name, prompt hash): record}
     "Ask the same items of the same model's unquantised weights."
-    p, m = phase.profile, phase.profile.large.medium
+    p = phase.profile
     items = {it.prompt_hash: it for step in medium_steps(tok, p) for _, it in step}
     let_go()
     longest = max((it.length for it in items.values() if it.prompt_hash in {h for _, h in asked}), default=1)
-    room = weights_room(p, "medium", [(longest, None)]) if m.reference else None
-    plain, _ = load_asked(large_profile(p, "medium"), offload=m.reference, room=room)
+    plain, _ = load_reference(p, longest)
     how = large_settings(p, "medium", list(dict.fromkeys(["rope", p.candidate])), quantized=False)
     records = evaluate(plain, tok, [(name, items[h]) for name, h in asked], how, phase.folder, phase.other_logs,
                        cap_gib=p.memory_cap_gib)
@@ -238,10 +247,14 @@ def memory_cells(profile): # yields (what, model, length, window, sinks, quantiz
     p, s, medium, heavy = profile, profile.streams, profile.large.medium, profile.large.heavy
     for n in (*p.needles.short_lengths, *p.needles.long_lengths):
         yield "2, 3 needles", p.model, n, p.window, 0, None, None
+    for n in p.needles.far_lengths:
+        behind = [m for m in map(p.method, p.far(p.needles.methods, n)) if m.window]
+        for m in behind[:1]: yield "3 far needles", p.model, n, m.window, m.sinks, None, None
     for n in s.lengths[-1:]: yield "2 stream", p.model, n, s.window, s.sinks, None, None
     for n in s.control[-1:]: yield "2 control", p.model, n, None, 0, None, None
     for n in (*medium.short_lengths, *medium.long_lengths):
         yield "4 medium", medium.model, n, p.window, 0, medium.quantize, medium.offload
+    for n in medium.far_lengths: yield "4 far", medium.model, n, medium.window, 0, medium.quantize, medium.offload
     for n, window in ((heavy.length, None if heavy.whole else heavy.window),
                       *((n, heavy.window) for n in heavy.stream_lengths[-1:])):
         yield "5 heavy", heavy.model, n, window, 0, heavy.quantize, heavy.offload
@@ -250,11 +263,13 @@ def memory_cells(profile): # yields (what, model, length, window, sinks, quantiz
 # %% ../../../nbs/9_lab/07_phases_large.ipynb #cf3096f5
 def memory_report(profile): # list of dicts
     "Return what each cell needs, in GiB, and whether it fits what is free now."
-    s, rows = settings(profile, ["rope"])["rope"], []
-    has = free_memory(s.device, profile.memory_cap_gib)
+    rows, of = [], {"4": "medium", "5": "heavy"} # by the phase that a cell's name begins with
+    dtypes = {k: machine_of(large_profile(profile, which))[1] for k, which in of.items()}
+    device, dtype, _ = machine_of(profile)
+    has = free_memory(device, profile.memory_cap_gib)
     for what, name, n, window, sinks, quantize, offload in memory_cells(profile):
         shape = Shape.of(config_of(name))
-        m = memory_parts(shape, n, s.dtype, profile.chunk, window, sinks, quantize, offload)
+        m = memory_parts(shape, n, dtypes.get(what[0], dtype), profile.chunk, window, sinks, quantize, offload)
         parts = {part: size/2**30 for part, size in m._asdict().items()}
         rows.append(dict(phase=what, model=name, length=n, window=window or "all", **parts,
                          total=m.total/2**30, verdict=shortage(m.total, has) or "fits"))

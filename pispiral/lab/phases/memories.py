@@ -41,7 +41,8 @@ def weights_for(profile, folder): # a checkpoint's folder, or None: to be traine
 def train_memory(model, tok, folder, profile, wish):
     "Fit a memory within the profile's minutes."
     from pispiral.training.keyed import train_memory as fit # what only a run without a packaged memory needs
-    fit(model, tok, folder, minutes=profile.memory.minutes, seed=profile.seed, changes=wish, model=profile.model)
+    fit(model, tok, folder, minutes=profile.memory.minutes, seed=profile.seed, changes=wish,
+        notes=dict(model=profile.model))
 
 def make_memory(model, tok, profile, word): # text
     "Make the memory that a word means, in the run's folder, and say how."

@@ -70,9 +70,11 @@ def niah_grid(profile): # [(groups of methods, lengths, depths)]
     core, others = [n.core], [[m] for m in n.methods if m not in n.core]
     short, long, first = n.short_lengths, n.long_lengths, n.core_depths
     rest = [d for d in n.depths if d not in first]
+    far = lambda depths: [([[m] for m in profile.far(n.methods, k)], [k], depths) for k in n.far_lengths]
     return [(core, short, first), (core, long[:1], first[:2]), (others, short, profile.sanity.depths),
             (others, long[:1], first[1:2]), (core, long[:1], first[2:]), (core, long[1:], first),
-            (others, [*short, *long], first), (core, [*short, *long], rest), (others, [*short, *long], rest)]
+            *far(first), (others, [*short, *long], first), (core, [*short, *long], rest),
+            (others, [*short, *long], rest), *far(rest)]
 
 # %% ../../../nbs/9_lab/05_phases_needles.ipynb #c30a7707
 def niah_rows(tok, profile): # [(row of the grid, [(method's name, Item)])]

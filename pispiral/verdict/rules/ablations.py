@@ -6,7 +6,7 @@
 __all__ = ['CLAIMS', 'arm_rows', 'asked_side_by_side', 'claim_verdict', 'plans', 'contrast_named', 'contrast_ask',
            'contrast_scope', 'better_draws', 'contrast', 'contrast_table', 'contrasts_text', 'family_parts',
            'open_words', 'undecided', 'family_scope', 'ranking', 'some_scope', 'significance', 'both_scope',
-           'non_periodic_gain', 'learned_scope', 'learned_contrast']
+           'non_periodic_gain', 'learned_scope', 'learned_scores', 'learned_contrast']
 
 # %% ../../../nbs/7_verdict/16_rules_ablations.ipynb #0526067e
 import pandas as pd
@@ -17,6 +17,7 @@ from ...evidence.history import value_at
 from ..betting import betting_p, bounded, draws_until, equivalence_of, verdict_of
 from ..draws import Draws, counted, draw_table
 from ..findings import draws_text, finding, gain_text, lengths_text, worst_of
+from ..learned import learned_rows, of_rig, seed_test
 from ..pairs import NotRun, native_length, parameter_column, pool
 from ..registry import register_rule
 from ..scope import Ask, Scope, draws_at_least, draws_equal
@@ -264,12 +265,22 @@ def non_periodic_gain(rec, # records
 # %% ../../../nbs/7_verdict/16_rules_ablations.ipynb #3e4622e7
 def learned_scope(profile, # nested
                   phase, # of the gate
-                  irrational, others, margin, alpha # thresholds
+                  irrational, others, arm, times, margin, alpha # thresholds
                  ) -> Scope:
     "Return why a profile cannot ask codes that have learned, if it cannot."
-    codes = value_at(profile, "learned.codes") or ()
-    lacking = [x for x in (irrational, *others) if x not in codes]
-    return Scope(f"no model of this profile was trained with {', '.join(lacking)}" if lacking else "")
+    return Scope("" if value_at(profile, "learned.records") else "learned.records names no study of codes that have "
+                                                                 "learned")
+
+def learned_scores(rows, # of `learned_rows`
+                   ways, # names
+                   times # the training length
+                  ) -> tuple: # (DataFrame: a row a seed, a column a way; answers a seed)
+    "Return the scores of trained codes; NotRun if one of them was not asked."
+    f = of_rig(rows)
+    f = f[(f.times == times) & f.way.isin(ways)].drop_duplicates(["way", "seed"])
+    absent = [w for w in ways if w not in set(f.way)]
+    if absent: raise NotRun(f"no model that was trained with {absent[0]!r} was asked at {times} times that length")
+    return f.pivot(index="seed", columns="way", values="score"), int(f.n.min())
 
 @register_rule(scope=learned_scope)
 def learned_contrast(rec, # records
@@ -277,8 +288,22 @@ def learned_contrast(rec, # records
                      *,
                      irrational, # the one that is claimed to be better
                      others, # the others
-                     margin, # differences below it count as none
+                     arm, # the way to ask, with {} for the irrational
+                     times, # the training length
+                     margin, # what the one must be better by
                      alpha # one-sided error
                     ) -> dict: # see `finding`
-    "Judge whether one irrational is better than others in models trained with each."
-    raise NotRun(learned_scope(rec.profile, phase, irrational, others, margin, alpha).why or "no such model was asked")
+    "Judge whether one irrational is better than others in models trained with each, over training seeds."
+    file = f"phase_{phase:02d}/learned.jsonl"
+    ways = {x: arm.replace("{}", x) for x in (irrational, *others)}
+    scores, n = learned_scores(learned_rows(rec.folder/f"phase_{phase:02d}"), list(ways.values()), times)
+    pairs = {x: scores[[ways[irrational], ways[x]]].dropna().T.to_numpy() for x in others}
+    at = lambda x, error: seed_test(*pairs[x], margin, n, 2*error) # a two-sided interval of twice the error
+    gains = {x: at(x, alpha) for x in others}
+    worse = [x for x in others if at(x, alpha/len(others)).upper < margin]
+    verdict = "fail" if worse else "pass" if all(g.lower >= margin for g in gains.values()) else "inconclusive"
+    told = "; ".join(f"{x} {g.diff:+.2f} [{g.lower:+.2f}, {g.upper:+.2f}] n={g.n}" for x, g in gains.items())
+    numbers = dict(n=min(g.n for g in gains.values()), **{f"{x}_{k}": getattr(g, k) for x, g in gains.items()
+                                                           for k in ("diff", "lower", "upper")})
+    return finding(verdict, f"{irrational} against others at {times} times the training length, over training seeds: "
+                   f"{told}; the bar is {margin:+.2f}", numbers, [file], "more training seeds: pispiral nano --seeds")
