@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 # The whole plan on a real pretrained model: notebooks, records and figures under runs/demo and figures/demo.
 demo: $(VENV)/.installed
 	pispiral assets
-	pispiral run --profile demo
+	pispiral run --profile demo --estimate
 
 # Style; notebooks and package agree, notebooks are clean, README is made from its notebook.
 lint: $(VENV)/.installed
@@ -50,10 +50,11 @@ test: lint
 	.venv-bench/bin/python -m pip install -q --no-compile --disable-pip-version-check 'lm_eval[hf]==0.4.13'
 	touch $@
 
-# Speeds as ratios against peers, measured side by side: runs/bench/bench.json and bench.md. Without the harness (no
-# network) its case is left out and named. BENCH='--repeats 1 --case rotation' is a quick look.
+# Speeds as ratios against peers, measured side by side: runs/bench/bench.json and bench.md. Without the harness or vLLM
+# (no network) they are left out and named. BENCH='--repeats 1 --case rotation' is a quick look.
 bench: $(VENV)/.installed
 	-$(MAKE) .venv-bench/.installed
+	-$(MAKE) .venv-vllm/.installed
 	pispiral assets
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 

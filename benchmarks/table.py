@@ -2,12 +2,16 @@
 import torch
 from answering import FLIPS
 from items import GENERATED
+from timing import good_dtype, matrix_ratio
 
 from pispiral.evidence.records import commit, hardware, versions
 from pispiral.lab.places import repository
 
 # (case, peer): at least this ratio ("ratio"), or at most so many seconds: "ours", or ours beyond theirs ("beyond")
+PEERS = ("lm_eval", "lm_eval_vllm", "generate", "vllm") # of ten needles: none of them is faster
 AIMS = {("niah_item_4k", "lm_eval"): ("ratio", 3), ("vt_item_4k", "lm_eval"): ("ratio", 3),
+        **{(f"niah_item_{n}{how}", peer): ("ratio", 1) for n in ("1k", "4k") for how in ("", "_kernels")
+           for peer in PEERS if (n, how, peer) != ("4k", "", "lm_eval")},
         ("rotation_hybrid", "transformers"): ("ratio", 1/1.05),
         ("rotation_hybrid_first", "transformers"): ("ratio", 1/1.05),
         ("attractor_chunked", "lfilter"): ("ratio", 5), ("attractor_chunked", "copy"): ("ratio", 1/4),
@@ -60,10 +64,12 @@ def table_line(row):
 def answers_line(row):
     "Return how many answers of a row were the same, as a Markdown list's line."
     itself = (f"; the peer against itself, with {FLIPS:.2%} of the last bits of its first layer's attention flipped: "
-              f"{row['peer_same_scores']} scored the same, {row['peer_same_answers']} word for word")
+              f"{row['peer_same_scores']} scored the same, {row['peer_same_answers']} word for word"
+              if "peer_same_scores" in row else "")
     return (f"- {row['case']}: {row['items']} items, {row['right']} right; {row['same_scores']} scored the same, "
             f"{row['same_answers']} word for word; {3600/row['ours']:.0f} items an hour against "
-            f"{3600/row['theirs']:.0f} at batch size {row['batch']}" + (itself if "peer_same_scores" in row else ""))
+            f"{3600/row['theirs']:.0f} of {row['peer']}" + (f" at batch size {row['batch']}" if "batch" in row else "")
+            + itself)
 
 
 def limit_line(row):
@@ -79,8 +85,8 @@ def limit_line(row):
 def limit_statement(rows, limits):
     "Return how far each row that states its work is from the machine's limit, as Markdown."
     first = {(row["case"], row.get("length")): row for row in reversed(rows) if "limit" in row}
-    machine = (f"This machine copies {limits['copy']/1e9:.1f} GB/s, and torch multiplies matrices at "
-               f"{limits['matrix']/1e9:.0f} GFLOP/s on it.")
+    machine = (f"This machine copies {limits['copy']/1e9:.1f} GB/s, and torch multiplies matrices of {good_dtype()} at "
+               f"{limits['matrix']/1e9:.0f} GFLOP/s on it; bfloat16 is {matrix_ratio():.1f} times as fast as float32.")
     return "\n".join([machine, "", *map(limit_line, reversed(first.values()))]) + "\n"
 
 

@@ -1,6 +1,7 @@
 """Two ways to do the same work, timed in turns; and what the machine itself would allow."""
 import statistics
 import time
+from functools import lru_cache
 
 import torch
 
@@ -22,11 +23,11 @@ def pair_row(case,   # what is timed
                 repeats=len(pairs), spread=[round(min(ratios), 3), round(max(ratios), 3)], **more)
 
 
-def seconds(function):
+def seconds(function, clock=time.perf_counter):
     "Return how long a call takes, in seconds."
-    start = time.perf_counter()
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def side_by_side(case,     # what is timed
@@ -47,7 +48,8 @@ def best_seconds(function, device, tries=6):
     def whole():
         function()
         if device.startswith("cuda"): torch.cuda.synchronize()
-    return min(seconds(whole) for _ in range(tries))
+    alone = device == "cpu" and torch.get_num_threads() == 1 # processor time, which other work hardly stretches
+    return min(seconds(whole, time.process_time if alone else time.perf_counter) for _ in range(tries))
 
 
 def machine_limits(dtype="bfloat16",  # of the matrix product
@@ -68,3 +70,17 @@ def with_limit(row, limits):
     takes = {"copying": work.get("bytes", 0)/limits["copy"], "matrix products": work.get("flops", 0)/limits["matrix"]}
     bound = max(takes, key=takes.get)
     return {**row, "limit": takes[bound], "bound": bound, "of_limit": round(takes[bound]/row["ours"], 4)}
+
+
+@lru_cache(maxsize=1)
+def matrix_ratio(): # bfloat16's rate over float32's
+    "Measure how much faster this CPU multiplies matrices of bfloat16 than of float32."
+    rate = {dtype: machine_limits(dtype, megabytes=1, size=1024)["matrix"] for dtype in ("bfloat16", "float32")}
+    return rate["bfloat16"]/rate["float32"]
+
+
+GAIN = 1.3 # of bfloat16 over float32, from which it is worth its digits
+
+def good_dtype(): # "bfloat16" or "float32"
+    "Return what this CPU is good at: bfloat16 where it has products of it, float32 where it emulates them."
+    return "bfloat16" if matrix_ratio() >= GAIN else "float32"

@@ -16,6 +16,7 @@ import bench
 import gpu
 import items
 import minutes
+import timing
 from rotations import rotation_cases
 from table import bench_markdown, with_aim
 from timing import machine_limits, pair_row, side_by_side, with_limit
@@ -90,10 +91,41 @@ def test_an_engine_answers_in_a_process_of_its_own():
     assert score(needle[0], said[0])["score"] == 1
     assert answering.agreement(needle, said, ["it is 12"]) == dict(items=1, same_answers=0, same_scores=0, right=1)
     about = dict(length=400, batch=1, **answering.agreement(needle, said, said))
-    rows = list(answering.answer_rows("niah", [((said, 2.), (said, 6.))], [(1., 5.)], needle, about, tok))
+    rows = list(answering.answer_rows("niah", "lm_eval", [((said, 2.), (said, 6.))], [(1., 5.)], needle, about, tok))
     assert [r["ratio"] for r in rows] == [3., 3.667]
     assert {(r["same_answers"], r["same_scores"], r["right"]) for r in rows} == {(1, 1, 1)}
     with pytest.raises(answering.NotHere, match=".cache/bench_nobody.log"): answering.Engine("nobody")
+
+
+def test_the_bench_computes_in_what_the_machine_is_good_at(monkeypatch):
+    for ratio, dtype in ((3.2, "bfloat16"), (.4, "float32")):
+        monkeypatch.setattr(timing, "matrix_ratio", lambda: ratio)
+        assert timing.good_dtype() == dtype
+
+
+def test_every_engine_is_set_against_both_of_ours_in_turns():
+    "Stand-ins that answer at once: who is not here is named after all rows."
+    class Fixed:
+        load = 2.
+        def __init__(self, seconds): self.seconds, self.asked = seconds, []
+        def ask(self, asked, batch=1, **how):
+            self.asked.append(batch)
+            return ["it is 12"]*len(asked), self.seconds*len(asked)
+    tok = AutoTokenizer.from_pretrained(model_folder())
+    some = [make_item(tok, "niah_single_1", 400, seed=s) for s in range(2)]
+    class Gone(Fixed):
+        def ask(self, *a, **how): raise answering.NotHere("its process ended")
+        def close(self): self.asked.append("closed")
+    gone = Gone(1.)
+    engines = dict(pispiral=Fixed(2.), kernels=Fixed(1.), lm_eval=Fixed(6.), vllm=Fixed(3.), generate=gone)
+    rows = list(answering.cell_rows("niah_item_1k", engines, {name: [4.] for name in engines}, some, 1,
+                                    dict(length=400, batch=4), tok, absent := {}))
+    assert absent == {"generate": "its process ended"} and gone.asked == ["closed"] and "generate" not in engines
+    assert {(r["case"], r["peer"]): r["ratio"] for r in rows if not r["case"].endswith("load")} == {
+        ("niah_item_1k", "lm_eval"): 3, ("niah_item_1k_kernels", "lm_eval"): 6,
+        ("niah_item_1k", "vllm"): 1.5, ("niah_item_1k_kernels", "vllm"): 3}
+    assert engines["lm_eval"].asked[0] == 4 and set(engines["vllm"].asked) == {1}
+    assert with_aim(rows[0])["met"] and "of vllm" in bench_markdown(rows)
 
 
 def test_last_bits_are_flipped_the_same_way_each_time_and_only_while_asked():

@@ -18,7 +18,8 @@ from packaging.utils import canonicalize_name
 
 from conftest import ROOT
 from pispiral.evidence.records import read_log
-from pispiral.lab.kaggle import build, dataset_state, kaggle_image, not_on_kaggle, own_requirements, pull, push, served
+from pispiral.lab.kaggle import build, dataset_state, pull, push
+from pispiral.lab.wheels import kaggle_image, not_on_kaggle, own_requirements, served
 from test_run import told
 
 BOOK = "phase_03_core.ipynb"
@@ -36,7 +37,7 @@ def image(tmp_path):
     has = [p for p in sys.path if p.endswith("site-packages")]
     (site/"image.pth").write_text("\n".join(has) + "\n")
     python = tmp_path/"image"/"bin"/"python"
-    assert subprocess.run([python, "-c", "import pispiral"], cwd=tmp_path, capture_output=True).returncode
+    assert subprocess.run([python, "-I", "-c", "import pispiral"], cwd=tmp_path, capture_output=True).returncode
     return python
 
 
@@ -63,7 +64,8 @@ def bare_image(tmp_path):
             if not (site/top).exists(): (site/top).symlink_to(Path(dist.locate_file(top)))
     python = tmp_path/"bare"/"bin"/"python"
     for name in ("pispiral", "bitsandbytes", "kaleido", "typst", "rouge", "gguf"):
-        assert subprocess.run([python, "-c", f"import {name}"], cwd=tmp_path, capture_output=True).returncode, name
+        done = subprocess.run([python, "-I", "-c", f"import {name}"], cwd=tmp_path, capture_output=True)
+        assert done.returncode, name
     return python
 
 

@@ -8,7 +8,8 @@ from importlib import metadata
 import pytest
 
 from pispiral.lab.profiles import changed, load_profile
-from pispiral.lab.rehearse import PARTS, faults, rehearse
+from pispiral.lab.found import PARTS
+from pispiral.lab.rehearse import faults, rehearse
 from pispiral.model.standins import stand_in
 
 LLAMA, MEMORY = "meta-llama/Meta-Llama-3-8B-Instruct", "smollm2-135m-instruct-facts"
@@ -73,10 +74,44 @@ PLANTED = {  # what it is: (profile, changes, part that finds it, what it names)
     "a tokenizer that joins digits": (
         "kaggle", {"model": LLAMA, "native_length": 8192, "code.hybrid_K": 2048, "methods.remembers": WINDOWED,
                    "needles.methods": ["rope", "remembers"]}, "memories", "digits"),
+    "a machine that nobody knows": ("kaggle", {"machine": "RTX 3060 12 GiB"}, "machine", "names no card"),
+    "a card that torch has no kernels for": ("kaggle", {"machine": "P100 16 GiB"}, "placement", "choose another card"),
+    "a profile for a card on a machine without one": (
+        "kaggle", {"machine": "2 CPU cores"}, "machine", "there is no GPU"),
+    "a card left idle": ("full", {"device": "cpu"}, "machine", "idle"),
+    "no cap": ("full", {"memory_cap_gib": None}, "machine", "memory_cap_gib=None keeps no cap"),
+    "a cap beyond the card": ("kaggle", {"memory_cap_gib": 40}, "machine", "memory_cap_gib=40"),
+    "a cap too small": ("kaggle", {"memory_cap_gib": 4}, "memory", "4.0 GiB may be held"),
+    "a session longer than Kaggle's": ("kaggle", {"max_hours": 20}, "machine", "max_hours=20"),
+    "a dtype that the card has not": ("kaggle", {"large.medium.dtype": "bfloat16"}, "dtypes", "does not compute in bf"),
+    "an engine that is not there": ("kaggle", {"engine": "vllm"}, "session", "engine=vllm"),
+    "a window that holds no question": ("kaggle", {"methods.attractor.window": 32}, "narrow windows", "window=32"),
+    "the medium model's window": ("full", {"large.medium.window": 16}, "narrow windows", "window=16"),
+    "more tries than there is time for": ("kaggle", {"care.tries": 100}, "hours", "no setting would be chosen"),
+    "nobody to be the best rival": ("kaggle", {"care.methods": ["hybrid"]}, "contrasts", "no rival of hybrid"),
+    "minutes for less than a question": ("kaggle", {"ruler.minutes": .1}, "hours", "ruler.minutes=0.1 is less"),
+    "more seeds than hours": ("full", {"repeats.seeds": 10**4}, "hours", "hours=8: the most of it in repeats"),
+    "small models asked too far": ("kaggle", {"nano.lengths": [1024, 2**24]}, "hours", "in nano"),
+    "a shape streamed too far": ("kaggle", {"cost.shape_lengths": [2**30]}, "hours", "cost.shapes"),
+    "a control without room": (
+        "kaggle", {"streams.control": [8192, 16384, 24576, 131072]}, "memory", "streams.control"),
+    "a stream without its control": ("kaggle", {"streams.control": []}, "gates", "streams.control name fewer"),
+    "blocks too long for points": ("kaggle", {"drift.block": 32768}, "gates", "leaves 1 points"),
+    "offsets that are not large": ("full", {"diagnostics.collision_offsets": 500}, "gates", "collision_offsets=500"),
+    "no key setting": ("kaggle", {"repeats.lengths": []}, "gates", "repeats.lengths"),
+    "a plan without its guard": ("kaggle", {"guard.lengths": []}, "plan", "the guard of short context"),
+    "a method misspelt": ("kaggle", {"needles.methods": ["rope", "hybird"]}, "codes", "did you mean 'hybrid'"),
+    "a stream that does not rise": ("kaggle", {"streams.lengths": [16384, 8192]}, "codes", "must be rising"),
+    "a memory that is not there": ("kaggle", {"methods.attractor.memory": "nobody"}, "codes", "is not a folder or a"),
     "a memory of another model": (
         "full", {"methods.remembers": WINDOWED, "needles.methods": ["rope", "remembers"]}, "memories",
         "hidden_size=576"),
 }
+
+
+@pytest.mark.parametrize("name", ["kaggle", "full"])
+def test_a_shipped_profile_is_ready_in_short(name):
+    assert not [f for part, asked in PARTS.items() if not asked.long for f in before(name, part)]
 
 
 @pytest.mark.parametrize("case", PLANTED)
@@ -93,6 +128,23 @@ def test_a_missing_package_is_named(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     profile = changed(load_profile("kaggle"), documents=dict(source="published"))
     assert any(f.what == module and "is not installed" in f.why for f in named(profile, "kaggle", "packages"))
+
+
+@pytest.mark.parametrize("wheel", ["typst", "bitsandbytes", "rouge-score"])
+def test_a_wheel_that_a_session_does_not_bring_is_named(monkeypatch, wheel):
+    from pispiral.lab import rehearsed_packages
+    kept = [name for name in rehearsed_packages.not_on_kaggle() if name != wheel]
+    monkeypatch.setattr(rehearsed_packages, "not_on_kaggle", lambda: kept)
+    found = faults(rehearse(load_profile("kaggle"), parts=["session"]))
+    assert found and all(wheel in f.why for f in found), found
+
+
+def test_activations_of_a_model_that_is_here_are_looked_at():
+    names = [str(stand_in("llama-3-8b", heads=4, overflow=which)) for which in (True, False)]
+    for name, why in zip(names, ["overflows in float16", None]):
+        how = dict(model=name, native_length=8192, dtype="float16", code=dict(hybrid_K=2048))
+        found = [f.why for f in faults(rehearse(changed(load_profile("kaggle"), **how), parts=["dtypes"]))]
+        assert any(why in f for f in found) if why else not found, found
 
 
 def test_a_requirement_of_the_project_that_is_not_met_is_named(monkeypatch):

@@ -35,3 +35,17 @@ def test_the_wheel_imports_and_answers(wheel, tmp_path):
                           capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == str(tmp_path.resolve()) and int(done.stdout.split()[1]) >= 9
+
+
+def test_everything_that_the_package_imports_at_once_is_among_its_requirements():
+    import ast
+    from pispiral.lab.wheels import own_requirements
+    from test_kaggle import needed_by
+    tops = {f.parts[0].removesuffix(".py") for dist in needed_by(r.name for r in own_requirements()).values()
+            for f in dist.files or ()}
+    for path in (ROOT/"pispiral").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in (n.partition(".")[0] for n in names):
+                assert top in {*sys.stdlib_module_names, "pispiral", *tops}, f"{path.name} imports {top}"

@@ -31,7 +31,7 @@ def sources(pairs): # {hub id: handle}
 @one_line_errors
 def build(phase: Annotated[int, typer.Option(help="Which phase, 0 to 10.")],
           owner: Annotated[str, typer.Option(envvar="KAGGLE_USERNAME", help="Your account on Kaggle.")],
-          profile: Annotated[str, typer.Option(help="smoke, demo, kaggle or full.")] = "kaggle",
+          profile: Annotated[str, typer.Option(help="A profile: the name of a file in nbs/profiles.")] = "kaggle",
           set_: Annotated[list[str],
                           typer.Option("--set", help="Override a key of the profile: key=value, value as YAML. "
                                                   "max_hours bounds the session.")] = [],

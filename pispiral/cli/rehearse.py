@@ -19,7 +19,8 @@ from ..lab.places import profile_names
 def rehearsed(name, overrides, pos, short): # list of Found
     "Return what a rehearsal of a profile finds."
     from pispiral.lab.profiles import load_profile # not above: a model's library takes seconds
-    from pispiral.lab.rehearse import Found, rehearse
+    from pispiral.lab.found import Found
+    from pispiral.lab.rehearse import rehearse
     try: profile = load_profile(name, overrides, pos)
     except ValueError as e: return [Found("profile", name, False, in_one_line(e))]
     return rehearse(profile, short)
@@ -28,7 +29,7 @@ def rehearsed(name, overrides, pos, short): # list of Found
 @app.command(name="rehearse")
 @one_line_errors
 def rehearse_command(
-    profile: Annotated[str, typer.Argument(help="smoke, demo, kaggle, full, or one of your own.")] = "kaggle",
+    profile: Annotated[str, typer.Argument(help="A profile: the name of a file in nbs/profiles.")] = "kaggle",
     short: Annotated[bool, typer.Option("--short", help="Leave out the phases in small, which take minutes.")] = False,
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the profile: key=value. May be "
                                                           "repeated.")] = [],

@@ -41,7 +41,7 @@ def show_assumptions(m, shares, run_id): # m: a `Machine`
 # %% ../../nbs/a_cli/06_scale.ipynb #2afde618
 @app.command()
 @one_line_errors
-def scale(profile: Annotated[str, typer.Option(help="smoke, demo, kaggle or full.")] = "full",
+def scale(profile: Annotated[str, typer.Option(help="A profile: the name of a file in nbs/profiles.")] = "full",
           run_id: Annotated[str, typer.Option("--run", help="The run whose items were measured.")] = "reference",
           machine: Annotated[str, typer.Option(help="t4, a100 or h100x8.")] = "t4"):
     "Plan a profile's grid on a machine from its data sheet and a run's measured items, and check the fit on that run."

@@ -98,9 +98,10 @@ def with_found(profile:dict, # nested
         option = f["tries"][f["chosen"]]["option"]
         names[method] = name_of(profile, method, option)
         if names[method] == f"{method}_tuned": out["methods"][names[method]] = tuned_spec(profile, method, option)
-    own, best = names.get(found["candidate"], found["candidate"]), names[found["best"]]
-    out["needles"]["methods"] = list(dict.fromkeys([*out["needles"]["methods"], own, best]))
-    return {**out, "care": {**(out.get("care") or {}), "own": own, "best": best}}
+    own, best, care = names.get(found["candidate"], found["candidate"]), names[found["best"]], out.get("care") or {}
+    more = names.values() if care.get("each") else (own, best)
+    out["needles"]["methods"] = list(dict.fromkeys([*out["needles"]["methods"], *more]))
+    return {**out, "care": {**care, "own": own, "best": best}}
 
 # %% ../../nbs/6_evidence/19_care.ipynb #4ce24e63
 def care_rows(found:dict # of `read_care`

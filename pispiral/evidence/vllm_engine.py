@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENGINE', 'ENGINES', 'kept', 'CANARY_MOST', 'TIES', 'prepared', 'Engine', 'without_end', 'load_engine',
-           'engine_answers', 'serve_engine', 'EngineProcess', 'EngineCrew', 'parallel', 'key_space', 'positions_for',
-           'card_share', 'engine_spec', 'engine_env', 'make_crew', 'stop_engine', 'crew_for_engine', 'canary_of',
-           'gap_at', 'first_difference', 'compared', 'check_same', 'check_canary']
+           'engine_answers', 'serve_engine', 'EngineProcess', 'EngineCrew', 'check_heads', 'parallel', 'key_space',
+           'positions_for', 'card_share', 'engine_spec', 'cpu_words', 'engine_env', 'make_crew', 'stop_engine',
+           'crew_for_engine', 'canary_of', 'gap_at', 'first_difference', 'compared', 'check_same', 'check_canary']
 
 # %% ../../nbs/6_evidence/20_vllm_engine.ipynb #d2012eb8
 import atexit, signal, subprocess, time
@@ -120,15 +120,29 @@ class EngineCrew(Processes):
         self.workers[here] = process, self.devices[0]
 
 # %% ../../nbs/6_evidence/20_vllm_engine.ipynb #d8489f03
-def parallel(where, # a Place
-             config # the model's transformers configuration
-            ):      # arguments of vLLM's `LLM`
-    "Return how a model is spread: its heads over the workers where they can be divided, else its layers."
+def check_heads(jobs,  # workers
+                heads  # (of queries, of keys)
+               ):
+    "ValueError for workers on a CPU that cannot share the heads: vLLM's pipeline of layers ends in an error there."
+    most = min(heads)
+    able = [n for n in range(1, most + 1) if all(h % n == 0 for h in heads)]
+    if jobs in able: return
+    raise ValueError(f"jobs={jobs} cannot share {heads[0]} heads of queries and {heads[1]} of keys, and on a CPU vLLM "
+                     f"shares nothing else: allowed for this model: {', '.join(map(str, able))}")
+
+def parallel(where,       # a Place
+             config,      # the model's transformers configuration
+             device="cpu" # "cuda", …
+            ):            # arguments of vLLM's `LLM`
+    """Return how a model is spread: its heads over the workers where they can be divided, else, on cards, its layers.
+
+    ValueError where neither can be."""
     if where.executor == "submitit":
         raise ValueError("executor='submitit' does not go with engine='vllm': allowed: local, ray")
     jobs = where.jobs or 1
     if jobs == 1 and where.executor == "local": return {}
     heads = config.num_attention_heads, config.num_key_value_heads
+    if device == "cpu": check_heads(jobs, heads)
     how = "tensor" if all(n % jobs == 0 for n in heads) else "pipeline"
     return {f"{how}_parallel_size": jobs, "distributed_executor_backend": "ray" if where.executor == "ray" else "mp"}
 
@@ -161,19 +175,23 @@ def engine_spec(model,    # as `load_model` gives it
                          f"{first.quantize!r}, offload={first.offload!r}: use engine='transformers'")
     check_positions(positions := positions_for(todo))
     return dict(folder=str(files_here(loaded["name"]) or loaded["name"]), dtype=first.dtype, chunk=first.chunk,
-                positions=positions, share=card_share(first.device), parallel=parallel(where, model.config),
+                positions=positions, share=card_share(first.device),
+                parallel=parallel(where, model.config, first.device),
                 code={**first.code.record(), "native_length": model.config.max_position_embeddings})
 
 # %% ../../nbs/6_evidence/20_vllm_engine.ipynb #d2039cb5
+def cpu_words(shape, positions, dtype): # {name: text}
+    "Return what vLLM is told on a CPU: room for keys and values, and that the system places its threads."
+    return dict(VLLM_CPU_KVCACHE_SPACE=str(key_space(shape, positions, dtype)), VLLM_CPU_OMP_THREADS_BIND="nobind",
+                VLLM_TARGET_DEVICE="cpu")
+
 def engine_env(spec, shape, device, threads, where): # {name: text}
     "Return the environment of vLLM's process."
     more = dict(VLLM_LOGGING_LEVEL="WARNING", VLLM_ENABLE_V1_MULTIPROCESSING="0")
     if where.address: more["RAY_ADDRESS"] = where.address
     if device.startswith("cuda:"): more["CUDA_VISIBLE_DEVICES"] = device[5:]
     if device.startswith("cuda"): return vllm_environ(**more)
-    space = key_space(shape, spec["positions"], spec["dtype"])
-    return vllm_environ(**more, VLLM_CPU_KVCACHE_SPACE=str(space), VLLM_CPU_OMP_THREADS_BIND="nobind",
-                        OMP_NUM_THREADS=str(threads), VLLM_TARGET_DEVICE="cpu")
+    return vllm_environ(**more, OMP_NUM_THREADS=str(threads), **cpu_words(shape, spec["positions"], spec["dtype"]))
 
 def make_crew(model, todo, settings): # EngineCrew
     "Return vLLM's process for some questions, not yet started."

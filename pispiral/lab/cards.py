@@ -22,9 +22,10 @@ class Card(NamedTuple):
     minor: int
     host: float   # GiB of the machine's own memory
     source: str
+    session: float|None = None # hours after which Kaggle ends a session
 
-CARDS = {"t4": Card("T4", 14.7, 7, 5, 29., "Kaggle's accelerators T4 x2, and its documentation's 29 GB of RAM"),
-         "p100": Card("P100", 15.9, 6, 0, 29., "Kaggle's accelerator P100"),
+CARDS = {"t4": Card("T4", 14.7, 7, 5, 29., "Kaggle's accelerators T4 x2, and its documentation's 29 GB of RAM", 9.),
+         "p100": Card("P100", 15.9, 6, 0, 29., "Kaggle's accelerator P100", 9.),
          "l4": Card("L4", 22.2, 8, 9, 48., "Kaggle's accelerators L4 x4; Colab's L4"),
          "a100": Card("A100", 79., 8, 0, 80., "NVIDIA A100 80GB data sheet; clouds give at least as much host memory"),
          "h100": Card("H100", 79., 9, 0, 80., "NVIDIA H100 SXM data sheet; clouds give at least as much host memory")}

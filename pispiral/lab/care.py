@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['can_be_had', 'care_methods', 'is_rival', 'care_length', 'development_items', 'care_tries', 'care_questions',
-           'check_disjoint', 'tried', 'found_by', 'care_plan', 'choose_settings', 'new_folder', 'cared', 'take_care',
-           'tune_run']
+           'check_disjoint', 'tried', 'found_by', 'care_plan', 'care_report', 'choose_settings', 'new_folder', 'cared',
+           'take_care', 'tune_run']
 
 # %% ../../nbs/9_lab/23_care.ipynb #f7cd068d
 import pandas as pd
@@ -22,7 +22,9 @@ from ..evidence.profiling import Shape
 from ..evidence.records import read_log, write_json
 from .methods import load_asked, memories, settings
 from .opening import check_run, open_run, work_on
+from .phases.needles import plan_row
 from .profiles import check_method, make_profile
+from ..model.load import model_config, set_native_length
 from ..tasks.niah import niah_item
 
 # %% ../../nbs/9_lab/23_care.ipynb #3c43c725
@@ -107,6 +109,17 @@ def care_plan(profile, tok, config, shape, rates): # Plan of all of it
     steps = [[q] for q in care_questions(tries, development_items(tok, profile))]
     return plan(steps, shape, rates, None, profile.chunk, {m: s.window for m, s in how.items()})
 
+# %% ../../nbs/9_lab/23_care.ipynb #5f0d1b01
+def care_report(profile, tok, shape, rates): # (rows, notes), as of `plan_report`; none where nothing is tried
+    "Return what the development set costs, and whether that is beyond the profile's minutes."
+    c, config = profile.care, model_config(profile.model)[1]
+    if not c.tries: return [], []
+    set_native_length(config, profile.native_length)
+    costs, own = care_plan(profile, tok, config, shape, rates), settings(profile, ["rope"])["rope"]
+    row = plan_row(3, f"settings of {len(care_methods(profile))} methods", costs, shape, profile, own)
+    late = c.minutes and costs.seconds > 60*c.minutes
+    return [row], [f"no settings are chosen: beyond care.minutes={c.minutes:g} on this machine"] if late else []
+
 # %% ../../nbs/9_lab/23_care.ipynb #2a0a1d43
 def choose_settings(folder, # runs/<run_id>
                     profile, model, tok): # dict, what `care.json` holds
@@ -142,7 +155,8 @@ def take_care(phase, # a `pispiral.lab.phase.Phase`
     if not read_care(phase.run):
         costs = care_plan(phase.profile, tok, model.config, shape, phase.rates(shape))
         print(f"development set: {len(costs.chosen)} questions, {costs.tokens:,} tokens to read, about "
-              f"{costs.seconds/60:.1f} min")
+              f"{costs.seconds/60:.1f} min; then {'every method' if c.each else 'the candidate and the best rival'} "
+              "with its choice")
         if c.minutes and costs.seconds > 60*c.minutes:
             why = f"beyond care.minutes={c.minutes:g} on this machine"
             return phase.not_run("choosing each method's settings", why)

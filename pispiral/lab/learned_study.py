@@ -7,7 +7,7 @@ __all__ = ['CANDIDATE', 'LN', 'RIVALS', 'OTHERS', 'PAIRS', 'COMPARED_AT', 'FARTH
            'ASK_SECONDS', 'TABLE_NOTE', 'PAIR_NOTE', 'kept_model', 'config_of_row', 'keep_models', 'compared_ways',
            'multiples_for', 'texts_for', 'lacking', 'ask_kept', 'is_kept', 'ask_more', 'trained_seconds',
            'asked_seconds', 'all_cells', 'rig_plan', 'study_plan', 'run_study', 'score_words', 'against_words',
-           'quotable', 'weak_arms', 'rig_figures', 'rig_page', 'write_study']
+           'quotable', 'start_words', 'weak_arms', 'rig_figures', 'rig_page', 'write_study']
 
 # %% ../../nbs/9_lab/27_learned_study.ipynb #83eee5da
 import os, sys
@@ -29,7 +29,7 @@ from ..publish.figures.learned import in_rig, learned_reach, learning_curves, ri
 from ..publish.style import save_figure
 from ..training.learned import learned_model
 from ..training.learned_tasks import NANO_TASKS
-from ..training.loop import read_training
+from ..training.loop import enough, read_training
 from ..verdict.learned import (CHOOSING, MARGIN, compared, learned_rows, learned_table, left_out, of_rig,
                                       over_seeds)
 
@@ -50,7 +50,7 @@ def kept_model(cfg, folder): # the trained model, or None; folder: of models
     light, weights = Path(folder)/f"{key_of(cfg)}.safetensors", None
     if whole.is_file():
         notes, tensors = read_training(whole, {})
-        done = notes["step"] >= cfg.train.fall(notes["curve"])[1]
+        done = notes["step"] >= cfg.train.fall(notes["curve"])[1] or enough(notes["curve"], cfg.train)
         weights = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")} if done else None
     if weights is None and light.is_file(): weights = load_file(light)
     if weights is None: return None
@@ -63,7 +63,7 @@ def config_of_row(row): # LearnedConfig, or None where the row is of another edi
     "The configuration that a record's model was trained by."
     if row["arm"] not in TRAINED or row["task"] not in NANO_TASKS: return None
     cfg = config_of(row["arm"], row["task"], row["shift"], row["seed"], row["lr"], row["steps"])
-    return cfg if key_of(cfg) == row["key"] else None
+    return cfg.model_copy(update=dict(start=row["start"])) if key_of(cfg) == row["key"] else None
 
 # %% ../../nbs/9_lab/27_learned_study.ipynb #b3a76b2c
 def keep_models(folder, # of a study
@@ -76,7 +76,7 @@ def keep_models(folder, # of a study
     for row in learned_rows(folder):
         cfg = config_of_row(row) if row["arm"] in arms and row["seed"] in seeds else None
         if cfg is None or (model := kept_model(cfg, Path(folder)/"models")) is None: continue
-        path = Path(to)/f"{row['key']}.safetensors"
+        path = Path(to)/f"{key_of(cfg)}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         weights = {k: p.detach().half().contiguous() for k, p in model.named_parameters()}
         replace_file(path, lambda p, weights=weights: save_file(weights, p))
@@ -110,7 +110,8 @@ def lacking(row, multiples): # [(way's name, times)]
 def ask_kept(row, way, times, folder): # dict for asked.jsonl
     "Ask a kept model one thing more."
     torch.set_num_threads(1)
-    cfg, whole = config_of_row(row), (Path(folder)/row["key"]).is_dir()
+    cfg = config_of_row(row)
+    whole = (Path(folder)/key_of(cfg)).is_dir()
     code = {w.name: w.code for w in ways(row["arm"], cfg, cfg.length*times)}[way]
     n = texts_for(way, times)
     found = asked_row(kept_model(cfg, folder), cfg, Asked(way, code), times, n)
@@ -119,8 +120,9 @@ def ask_kept(row, way, times, folder): # dict for asked.jsonl
 # %% ../../nbs/9_lab/27_learned_study.ipynb #47bc7291
 def is_kept(row, folder): # bool; folder: of models
     "Whether a record's model is there to be asked."
-    return any((Path(folder)/name).is_file() for name in (f"{row['key']}/training.safetensors",
-                                                          f"{row['key']}.safetensors"))
+    cfg = config_of_row(row)
+    names = () if cfg is None else (f"{key_of(cfg)}/training.safetensors", f"{key_of(cfg)}.safetensors")
+    return any((Path(folder)/name).is_file() for name in names)
 
 def ask_more(folder,               # of a study
              arms=None, tasks=None, shifts=None, # whose models; None: all
@@ -142,7 +144,7 @@ def ask_more(folder,               # of a study
     return sum(not is_kept(r, models) for r, _ in open_)
 
 # %% ../../nbs/9_lab/27_learned_study.ipynb #9d5ef7fb
-SECONDS = {False: 95., True: 25.} # of a training without and with the shift, one core
+SECONDS = {False: 160., True: 40.} # of a seed's trainings without and with the shift, one core
 ASK_SECONDS = 25.                 # of one way at 256 times the training length
 
 def trained_seconds(rows, shift): # float
@@ -216,6 +218,13 @@ def quotable(rows, table, task="recall", shift=False): # text; table: of `compar
     return " ".join([head, *out]) if out else f"{head} No pair of codes has two seeds yet."
 
 # %% ../../nbs/9_lab/27_learned_study.ipynb #016f4ac4
+def start_words(rows, task, shift): # text
+    "How often a start learned nothing, and its seed began again."
+    mine = [r for r in in_rig(rows, task, shift) if r["seed"] != CHOOSING]
+    again = {a: sum(r["start"] for r in mine if r["arm"] == a) for a in dict.fromkeys(r["arm"] for r in mine)}
+    said = ", ".join(f"{a} {n}" for a, n in again.items() if n)
+    return f"Starts that learned nothing and were followed by another of the same seed: {said or 'none'}."
+
 def weak_arms(rows, task, shift, least=.99): # {arm: accuracy}
     "Arms that did not learn their task at the training length, whatever the rate."
     f = of_rig(rows, task, shift)
@@ -252,7 +261,8 @@ def rig_page(rows, folder, task, shift): # Markdown
             f"{r.holm_tost:.2g}|{r.verdict}".split("|") for r in pairs.itertuples()]
     return "\n\n".join([
         f"## {task}, {'with the one-token shift' if shift else 'no aid'}", quotable(rows, pairs, task, shift),
-        f"Below .99 at the training length, at the best of three rates: {weak or 'none'}. {TABLE_NOTE}",
+        f"{start_words(rows, task, shift)} Below .99 at the training length, at the best of three rates: "
+        f"{weak or 'none'}. {TABLE_NOTE}",
         markdown_table(table.reset_index().values.tolist(), ["way", *(f"{t}×" for t in table.columns)]), PAIR_NOTE,
         markdown_table([(r.times, r.a, r.b, r.n, *s) for r, s in zip(pairs.itertuples(), said)],
                        ["×", "a", "b", "seeds", "a scores", "b scores", "a − b", "p", "p of equal", "verdict"]),

@@ -26,6 +26,7 @@ from .phases.memories import ready
 from .places import (PHASES, check_text, checked_name, figures_dir, gate_file, phase_notebook,
                                  profile_names, results_digest, runs_dir)
 from .profiles import SESSION, load_profile, make_profile
+from .trained import recorded_model
 from ..publish.stills import begin_kaleido
 from ..publish.style import save_figure
 from ..verdict.gates import evaluate_gates, gate_table, load_gates
@@ -104,7 +105,8 @@ class PhaseFolder:
 
     def show(self, name, figure, config): # the figure
         "Save a figure under its name and what it was drawn under, and return it to be seen."
-        save_figure(figure, self.figures, name, config, self.source())
+        named = {k: recorded_model(v) if k == "model" else v for k, v in config.items()} # a folder by its name
+        save_figure(figure, self.figures, name, named, self.source())
         return figure
 
 # %% ../../nbs/9_lab/14_phase.ipynb #1eb7739b

@@ -40,7 +40,7 @@ from ..tasks.ruler import ruler_tasks
 from ..training.nano import nano_variants
 
 # %% ../../nbs/9_lab/02_profiles.ipynb #e1fb77a4
-SESSION = {"max_hours"} # keys that bound a session and change no result
+SESSION = {"max_hours", "hours"} # keys that bound a session and change no result
 OPEN = ("code", "large.medium.code", "large.heavy.code") # sections whose keys are parameters of codes
 
 def keys_of(section, prefix=""): # list of dotted paths

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MACHINES', 'KERNELS', 'LAUNCH', 'Cost', 'decoding_steps', 'operations', 'fit_cost', 'predict', 'small_items',
            'splits_of', 'prediction_row', 'prediction_table', 'Cell', 'cells', 'copies_in', 'sanity_grid', 'core_grid',
-           'medium_grid', 'heavy_grid', 'grid', 'Machine', 'code_shares', 'dtype_on', 'reading_seconds', 'seconds_of',
-           'estimated_cells', 'plan_row', 'scale_plan', 'makespan']
+           'medium_grid', 'heavy_grid', 'sections', 'grid', 'Machine', 'code_shares', 'dtype_on', 'reading_seconds',
+           'seconds_of', 'shape_of', 'priced', 'estimated_cells', 'plan_row', 'scale_plan', 'makespan']
 
 # %% ../../nbs/9_lab/19_scale.ipynb #33bfdcfc
 from collections import defaultdict
+from functools import lru_cache
 from operator import mul
 from typing import NamedTuple
 
@@ -119,27 +120,28 @@ def copies_in(p): # method's name -> int
     return lambda m: p.method(m).code.params.key_copies
 
 # %% ../../nbs/9_lab/19_scale.ipynb #9c3b2190
-def sanity_grid(p): # list of Cells
+def sanity_grid(p): # {section: list of Cells}
     "Return what phase 2 asks."
     n, s, span, own = p.needles, p.sanity, lambda m: p.method(m).window, dict(copies=copies_in(p))
-    return [*cells(2, p.model, s.methods, n.short_lengths, len(s.depths)*n.seeds, span, **own),
-            *cells(2, p.model, s.methods, [s.question_length], s.questions, span, **own),
-            *cells(2, p.model, ["rope"], p.streams.lengths[-1:], 1, lambda m: p.streams.window),
-            *cells(2, p.model, ["rope"], p.streams.control[-1:], 1, lambda m: None)]
+    stream = cells(2, p.model, ["rope"], p.streams.lengths[-1:], 1, lambda m: p.streams.window)
+    return {"sanity": [*cells(2, p.model, s.methods, n.short_lengths, len(s.depths)*n.seeds, span, **own),
+                       *cells(2, p.model, s.methods, [s.question_length], s.questions, span, **own)],
+            "streams": [*stream, *cells(2, p.model, ["rope"], p.streams.control[-1:], 1, lambda m: None)]}
 
 # %% ../../nbs/9_lab/19_scale.ipynb #84d23bd0
-def core_grid(p): # list of Cells
+def core_grid(p): # {section: list of Cells}
     "Return what phase 3 asks."
     n, r, i, span = p.needles, p.ruler, p.infinitebench, lambda m: p.method(m).window
     def put(section, methods, lengths, items):
         asked = (methods, lengths), *((p.far(methods, n), [n]) for n in section.far_lengths)
         return [c for ms, ns in asked for c in cells(3, p.model, ms, ns, items, span, copies=copies_in(p))]
-    return [*put(n, n.methods, [*n.short_lengths, *n.long_lengths], len(n.depths)*n.seeds),
-            *put(r, r.methods or n.core, r.lengths, len(ruler_tasks(r.tasks))*r.seeds),
-            *put(i, i.methods or n.core, i.lengths, len(i.tasks)*i.seeds)]
+    return {"needles": put(n, n.methods, [*n.short_lengths, *n.long_lengths],
+                            n.seeds*(len(n.depths) if n.crossed else 1)),
+            "ruler": put(r, r.methods or n.core, r.lengths, len(ruler_tasks(r.tasks))*r.seeds),
+            "infinitebench": put(i, i.methods or n.core, i.lengths, len(i.tasks)*i.seeds)}
 
 # %% ../../nbs/9_lab/19_scale.ipynb #69d7b219
-def medium_grid(p): # list of Cells
+def medium_grid(p): # {section: list of Cells}
     "Return what phase 4 asks."
     m, large = p.large.medium, large_profile(p, "medium")
     span = lambda name: large.method(name).window
@@ -147,27 +149,33 @@ def medium_grid(p): # list of Cells
         each = lambda methods, ns: cells(4, m.model, methods, ns, items, span, m.quantize, m.offload, copies_in(large))
         return each(m.methods, lengths) + [c for n in far for c in each(p.far(m.methods, n), [n])]
     d, r = p.documents, m.ruler
-    return [*put([*m.short_lengths, *m.long_lengths], len(m.depths)*m.seeds, m.far_lengths),
-            *put([p.sanity.question_length], m.questions),
-            *put(r.lengths, len(ruler_tasks(r.tasks))*r.seeds, r.far_lengths),
-            *put(d.lengths, len(d.tasks)*d.seeds, d.far_lengths), *put(p.guard.lengths, p.guard.seeds)]
+    return {"large.medium": [*put([*m.short_lengths, *m.long_lengths], len(m.depths)*m.seeds, m.far_lengths),
+                             *put([p.sanity.question_length], m.questions)],
+            "large.medium.ruler": put(r.lengths, len(ruler_tasks(r.tasks))*r.seeds, r.far_lengths),
+            "documents": put(d.lengths, len(d.tasks)*d.seeds, d.far_lengths),
+            "guard": put(p.guard.lengths, p.guard.seeds)}
 
 # %% ../../nbs/9_lab/19_scale.ipynb #493c541b
-def heavy_grid(p): # list of Cells
+def heavy_grid(p): # {section: list of Cells}
     "Return what phase 5 asks."
     h, span = p.large.heavy, lambda name: None if p.large.heavy.whole else p.large.heavy.window
     how, alone = (h.quantize, h.offload), [p.candidate]
     put = lambda methods, lengths, items, span=span: cells(5, h.model, methods, lengths, items, span, *how)
-    return [*put(h.methods or alone, [h.length], len(h.depths)*h.seeds),
-            *put(alone, h.infinitebench.lengths, len(h.infinitebench.tasks)*h.infinitebench.seeds),
-            *put(alone, h.stream_lengths[-1:], 1, lambda m: h.window),
-            *put(["rope"], h.control[-1:], 1, lambda m: None)]
+    b = h.infinitebench
+    return {"large.heavy": put(h.methods or alone, [h.length], len(h.depths)*h.seeds),
+            "large.heavy.infinitebench": put(alone, b.lengths, len(b.tasks)*b.seeds),
+            "large.heavy.stream_lengths": [*put(alone, h.stream_lengths[-1:], 1, lambda m: h.window),
+                                           *put(["rope"], h.control[-1:], 1, lambda m: None)]}
 
 # %% ../../nbs/9_lab/19_scale.ipynb #6765370f
+def sections(p): # {section: list of Cells}
+    "Return what phases 2 to 5 ask, by the section of the profile that says so."
+    medium, heavy = p.large.medium.model, p.large.heavy.model
+    return {**sanity_grid(p), **core_grid(p), **(medium_grid(p) if medium else {}), **(heavy_grid(p) if heavy else {})}
+
 def grid(p): # p: a Profile -> list of Cells
     "Return what phases 2 to 5 ask, by model, method and length."
-    medium, heavy = p.large.medium.model, p.large.heavy.model
-    return [*sanity_grid(p), *core_grid(p), *(medium_grid(p) if medium else []), *(heavy_grid(p) if heavy else [])]
+    return [c for cells in sections(p).values() for c in cells]
 
 # %% ../../nbs/9_lab/19_scale.ipynb #76decfa0
 class Machine(NamedTuple):
@@ -222,14 +230,23 @@ def seconds_of(cell, shape, machine, shares, steps, chunk, memory, room, dtype):
     return reading + steps*passed + (passes + steps)*outside/machine.bus
 
 # %% ../../nbs/9_lab/19_scale.ipynb #c30c0b28
+@lru_cache(maxsize=16)
+def shape_of(name): # Shape
+    "Return the shape of a model."
+    return Shape.of(config_of(name))
+
+def priced(profile, c, machine, shares, steps): # (Memory, s of one item); c: a Cell
+    "Return what a cell of a profile needs and takes on a machine."
+    shape, dtype = shape_of(c.model), dtype_on(profile, c.phase, machine)
+    room = min(machine.gib, profile.memory_cap_gib or machine.gib)*2**30
+    memory = memory_parts(shape, c.length, dtype, profile.chunk, c.window, 0, c.quantize, c.offload, c.copies)
+    return memory, seconds_of(c, shape, machine, shares, steps, profile.chunk, memory, room, dtype)
+
 def estimated_cells(profile, machine, shares, steps): # {(phase, model, length, verdict): [(items, bytes, s an item)]}
     "Return what every cell of a profile needs, by model and length, and whether it fits a card and the profile's cap."
     groups, room = defaultdict(list), min(machine.gib, profile.memory_cap_gib or machine.gib)*2**30
-    shapes = {name: Shape.of(config_of(name)) for name in {c.model for c in grid(profile)}}
     for c in grid(profile):
-        shape, dtype = shapes[c.model], dtype_on(profile, c.phase, machine)
-        memory = memory_parts(shape, c.length, dtype, profile.chunk, c.window, 0, c.quantize, c.offload, c.copies)
-        one = seconds_of(c, shape, machine, shares, steps, profile.chunk, memory, room, dtype)
+        memory, one = priced(profile, c, machine, shares, steps)
         verdict = "fits" if memory.total <= room else "does not fit"
         groups[c.phase, c.model, c.length, verdict].append((c.items, memory.total, one))
     return groups

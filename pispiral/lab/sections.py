@@ -7,7 +7,7 @@ __all__ = ['LONGEST', 'MOST', 'LONG', 'Tokens', 'Count', 'Positive', 'Seed', 'Ti
            'Depths', 'Names', 'SomeNames', 'CodeValues', 'once', 'lengths', 'rising', 'Section', 'code_values',
            'MethodSpec', 'Needles', 'Sanity', 'Care', 'Streams', 'Spans', 'Benchmark', 'TimedBenchmark', 'Ruler',
            'InfiniteBench', 'MediumRuler', 'HeavyInfiniteBench', 'Documents', 'Guard', 'OwnTasks', 'Medium', 'Heavy',
-           'Large', 'Ablations', 'Nano', 'Learned', 'Diagnostics', 'Drift', 'Maps', 'Repeats', 'Cost', 'Decide',
+           'Large', 'Ablations', 'Nano', 'Held', 'Learned', 'Diagnostics', 'Drift', 'Maps', 'Repeats', 'Cost', 'Decide',
            'MemoryWishes', 'Sections', 'Profile', 'check_reach', 'check_depths']
 
 # %% ../../nbs/9_lab/01_sections.ipynb #d8b858a8
@@ -109,6 +109,8 @@ class Needles(Section):
     depths: Depths
     core_depths: Depths           # asked first at long lengths
     seeds: Positive = 1           # items a cell
+    crossed: bool = True          # every seed at every depth; else each at one of them, in turn: each item a new draw
+    give_up: Count = 0            # first answers at a length after which, all wrong, a method is asked no more
     minutes: Minutes = None       # that needles may take
     more_minutes: Minutes = None  # that needles beyond each method's first long one may take; None: `minutes`
 
@@ -128,6 +130,7 @@ class Care(Section):
     length: Tokens | None = None # of them; None: the first long one, or the last short one where there is none
     methods: Names = []          # none: the candidate, and every code that is registered as a rival
     minutes: Minutes = None      # by estimate; where it takes longer nothing is chosen: all get the same, or none
+    each: bool = False           # phase 3 asks every method with its choice; else the candidate and the best rival
     own: Name | None = None      # found by it: the candidate with its choice
     best: Name | None = None     # found by it: the best rival with its choice
 
@@ -276,6 +279,10 @@ class Nano(Section):
     lengths: Lengths = [1024, 16384, 65536]
     texts: Positive = 16         # a seed, length and depth
 
+class Held(Section):
+    "Phase 3's facts that a memory holds: a study that `pispiral facts` has made."
+    records: Name | None = None  # its folder, below the repository; None: no such study
+
 class Learned(Section):
     "Phase 6's codes that have learned: a study that `pispiral nano` has made."
     records: Name | None = None  # its folder, below the repository; None: no such study
@@ -351,6 +358,7 @@ class Sections(Section):
     chunk: Tokens = 512              # tokens of a prefill pass
     memory_cap_gib: Annotated[float, Field(gt=0, le=2**20)] | None = None
     max_hours: Time | None = None    # of a session, which then stops between items
+    hours: Time | None = None        # that all phases may take on its machine: `pispiral rehearse` adds up; None: any
     window: Tokens | None = None     # keys a query sees in methods without a window of their own; None is all
     sinks: Count = 4                 # first tokens in sight, in methods with a window of their own
     code: CodeValues = {}            # parameters of every code that has them
@@ -370,6 +378,7 @@ class Sections(Section):
     large: Large = Large()
     ablations: Ablations = Ablations()
     nano: Nano = Nano()
+    held: Held = Held()
     learned: Learned = Learned()
     diagnostics: Diagnostics = Diagnostics()
     drift: Drift = Drift()

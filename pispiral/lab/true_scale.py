@@ -6,7 +6,7 @@
 __all__ = ['BITS_NF4', 'Wanted', 'model_profile', 'put', 'far_cells', 'small_cells', 'stream_cells', 'medium_cells', 'in_whole',
            'heavy_cells', 'wanted_cells', 'model_name', 'true_config', 'true_shape', 'empty_model', 'Loading',
            'stop_reading', 'without_files', 'loaded_with', 'parameter_bytes', 'place_of', 'Placed', 'placed',
-           'reference_loading', 'loadings', 'state_bytes', 'cell_memory']
+           'reference_loading', 'loadings', 'gib', 'state_bytes', 'cell_memory']
 
 # %% ../../nbs/9_lab/33_true_scale.ipynb #58e429dd
 import contextlib
@@ -44,6 +44,7 @@ class Wanted(NamedTuple):
     losses: bool = False # every token's logits are wanted
     memory: str|None = None # a trained one
     copies: int = 1 # how often the position code has a key cached
+    grown: bool = False # over a cache that grows with the text, which has up to twice its room
 
 def model_profile(p, which): # Profile
     "Return a profile as it holds for one of its models."
@@ -76,17 +77,18 @@ def small_cells(p): # list of Wanted
             *on("ablations.texts", ["rope"], [a.text_length]*bool(a.texts), losses=True),
             *on("drift", p.drift.methods, [p.drift.length]*bool(p.drift.texts), losses=True),
             *on("maps", p.maps.methods, [p.maps.length]), *on("repeats", p.repeats.methods, p.repeats.lengths),
-            *on("cost", n.methods, p.cost.lengths)]
+            *(c._replace(grown=c.window is None) for c in on("cost", n.methods, p.cost.lengths))]
 
 # %% ../../nbs/9_lab/33_true_scale.ipynb #1fa3d157
 def stream_cells(p): # list of Wanted
     "Return the small model's streams, behind windows and over a growing cache."
     s, cell = p.streams, lambda what, n, window, sinks=0, kv=None: Wanted(what, "small", "rope", n, window, sinks, kv)
     rows = [cell("streams.lengths", n, s.window, s.sinks) for n in s.lengths[-1:]]
-    rows += [cell("streams.control", n, None) for n in s.control[-1:]]
+    rows += [cell("streams.control", n, None) for n in s.control[-1:] if s.lengths]
     rows += [cell("spans.lengths", n, w, s.sinks) for w in p.spans.windows for n in p.spans.lengths[-1:]]
     rows += [cell("spans.control", n, None) for n in p.spans.control[-1:] if p.spans.windows and p.spans.lengths]
-    return rows + [cell("cost, 4-bit cache", n, None, kv="nf4") for n in p.cost.lengths[-1:]]
+    rows += [cell("cost, 4-bit cache", n, None, kv="nf4") for n in p.cost.lengths[-1:]]
+    return [c._replace(grown=c.window is None) for c in rows]
 
 def medium_cells(p): # list of Wanted
     "Return what is asked of the medium model in phase 4."
@@ -109,7 +111,7 @@ def heavy_cells(p): # list of Wanted
     on = lambda what, lengths: [in_whole(h, c) for c in put(what, p, "heavy", methods, lengths)]
     stream = [Wanted("large.heavy.stream_lengths", "heavy", p.candidate, n, h.window) for n in h.stream_lengths[-1:]]
     return [*on("large.heavy", [h.length]), *on("large.heavy.infinitebench", h.infinitebench.lengths), *stream,
-            *(Wanted("large.heavy.control", "heavy", p.candidate, n, None) for n in h.control[-1:])]
+            *(Wanted("large.heavy.control", "heavy", p.candidate, n, None, grown=True) for n in h.control[-1:])]
 
 # %% ../../nbs/9_lab/33_true_scale.ipynb #7d38af83
 def wanted_cells(p): # list of Wanted
@@ -207,6 +209,10 @@ def loadings(p): # yields (what, which, a call that loads)
         if getattr(p.large, which).model: yield f"large.{which}", which, lambda w=which: large_phases.load_large(p, w)
 
 # %% ../../nbs/9_lab/33_true_scale.ipynb #933b6e66
+def gib(n): # text
+    "Return bytes as GiB."
+    return f"{n/2**30:.1f} GiB"
+
 @lru_cache(maxsize=8)
 def state_bytes(memory, shape): # bytes
     "Return what a memory's weights and state take."
@@ -219,5 +225,6 @@ def cell_memory(cell, shape, dtype, chunk, quantize): # Memory; its weights as i
     "Return what a cell needs, part by part."
     m = memory_parts(shape, cell.length, dtype, chunk, cell.window, cell.sinks, quantize, key_copies=cell.copies,
                      kv=cell.kv)
+    if cell.grown: m = m._replace(cache=2*m.cache)
     if cell.losses: m = m._replace(logits=m.logits*128 + shape.vocab*BYTES[dtype]*min(chunk, cell.length))
     return m._replace(activations=m.activations + state_bytes(cell.memory, shape))

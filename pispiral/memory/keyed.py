@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from fastcore.basics import patch
 
+from ..base.registry import patch
 from .decay import NotFinite
 from .keyed_config import LONGEST, KeyedConfig
 from .slots import Slots, look_up_slots, read_slot, write_slot

@@ -29,6 +29,9 @@ def vllm_python(): # path
     if find_spec("vllm"): return sys.executable
     folder = vllm_folder()
     if list(folder.glob("lib/*/site-packages/vllm/__init__.py")): return str(folder/"bin"/"python")
+    if named := os.environ.get("PISPIRAL_VLLM"):
+        raise ValueError(f"PISPIRAL_VLLM={named!r} is no environment that has vLLM: unset it, or name the folder that "
+                         "`make vllm` has made")
     raise ValueError("vLLM is not installed, neither here nor in .venv-vllm: `make vllm` makes that environment, and "
                      "PISPIRAL_VLLM names another one")
 
@@ -92,7 +95,10 @@ def reach(config, # transformers'
          ):       # positions
     "Return how many positions a model is served with: those asked for, or what its code is to reach."
     if asked not in (None, -1): return asked
-    return min(MOST, max(config.max_position_embeddings, code.get("target_length") or 0))
+    wanted = max(config.max_position_embeddings, code.get("target_length") or 0)
+    if wanted <= MOST: return wanted
+    raise ValueError(f"{code} is to reach {wanted} positions, and a table has at most {MOST} (2**20): ask for fewer "
+                     "with --max-model-len, or --length of pispiral serve")
 
 # %% ../../nbs/4_model/31_vllm.ipynb #0e7d1035
 def served(config,        # transformers'

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAKS', 'KEPT', 'PICTURES', 'leaks', 'strings_in', 'parsed', 'text_of', 'shell_quoted', 'set_words',
-           'reproduce_script', 'sha256', 'copy_run', 'copy_file', 'copy_kind', 'describe_kit', 'lay_out', 'files_of',
-           'zip_folder', 'pack_kit', 'unpacked', 'opened_kit', 'wrong_sums', 'wrong_tables', 'verify_kit']
+           'reproduce_script', 'sha256', 'copy_run', 'copy_file', 'copy_kind', 'describe_kit', 'model_folders',
+           'without_folders', 'lay_out', 'files_of', 'zip_folder', 'pack_kit', 'unpacked', 'opened_kit', 'wrong_sums',
+           'wrong_tables', 'verify_kit']
 
 # %% ../../nbs/8_publish/24_kit.ipynb #3e86de11
 import hashlib, json, re, shutil, tempfile, zipfile
@@ -142,6 +143,21 @@ def describe_kit(to, run, finished, left_out, packaged):
     write_json(to/"kit.json", {**{k: run.get(k) for k in keys}, "finished": list(finished), "left_out": left_out})
 
 # %% ../../nbs/8_publish/24_kit.ipynb #ef36b105
+def model_folders(run): # {folder: name}
+    "Return the folders that a run's models were in, and the names that records give them."
+    profile = migrate_profile(run.get("profile") or {})
+    named = (value_at(profile, k) for k in ("model", "large.medium.model", "large.heavy.model"))
+    return {name: PurePosixPath(name).name for name in named if name and PurePosixPath(name).is_absolute()}
+
+def without_folders(to, folders): # {folder: name}
+    "Let a kit name its models without their folders, which are of another machine."
+    for path in (to/name for name in files_of(to)) if folders else ():
+        if path.suffix in (".png", ".pdf"): continue
+        text = before = path.read_text(encoding="utf-8")
+        for folder, name in folders.items(): # plotly writes slashes of its JSON by their numbers
+            text = text.replace(folder, name).replace(folder.replace("/", "\\u002f"), name)
+        if text != before: write_text(path, text)
+
 def lay_out(to, res, profiles, figures, paper, packaged):
     "Lay out a kit in a folder."
     run = json.loads((res.rec.folder/"run.json").read_text(encoding="utf-8"))
@@ -151,6 +167,7 @@ def lay_out(to, res, profiles, figures, paper, packaged):
     copy_kind(paper, to/"paper", {".pdf", ".json"})
     save_tables(open_results(to/"run", to/"profiles"/"gates.yaml", res.finished), to/"tables")
     describe_kit(to, run, res.finished, left_out, packaged)
+    without_folders(to, model_folders(run))
 
 # %% ../../nbs/8_publish/24_kit.ipynb #58f2b8ab
 def files_of(folder) -> list: # relative names, sorted

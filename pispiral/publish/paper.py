@@ -25,6 +25,7 @@ from .registry import attempt
 from .results import Results, main_rows
 from .stills import as_image
 from .style import PAGE, in_order
+from .tables.memory import against_slots, held_records
 from .tables.run import run_tables
 from ..verdict.decision import decide
 from ..verdict.gates import VERDICTS
@@ -150,6 +151,7 @@ def paper_values(res:Results,
     return dict(
         title=TITLE, run=run_values(res), counts=counts(res), theory=theory(), **task_values(items),
         beyond=beyond(own, res.setting("candidate", "hybrid")), rival=rival_values(res, own),
+        held={k: str(v) for k, v in against_slots(held_records(res)).items()},
         gates={g.id: dict(statement=g.statement, verdict=g.verdict, reason=g.reason.removesuffix("."))
                for g in res.gates},
         decision=decision_values(res), unfinished=[f"phase {p}" for p in res.missing], not_run=left_out(res),

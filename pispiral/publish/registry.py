@@ -20,7 +20,7 @@ FIGURE_ROOMS = tuple(f"pispiral.publish.figures.{room}" for room in
 FIGURES = Registry("a figure", modules=FIGURE_ROOMS, group="pispiral.figures")
 
 # %% ../../nbs/8_publish/00_registry.ipynb #b47c9da5
-SECTIONS = ("needles", "short", "tasks", "cost", "ablations", "diagnostics") # of the paper, that show figures
+SECTIONS = ("needles", "short", "memory", "tasks", "cost", "ablations", "diagnostics") # of the paper, that show figures
 
 # %% ../../nbs/8_publish/00_registry.ipynb #c98e660a
 class FigureEntry(NamedTuple):
@@ -43,7 +43,7 @@ def register_figure(name:str,       # begins its file names
 
 # %% ../../nbs/8_publish/00_registry.ipynb #779f8579
 TABLE_ROOMS = tuple(f"pispiral.publish.tables.{room}" for room in
-                    ("needles", "tasks", "system", "ablations", "diagnostics", "gates"))
+                    ("needles", "tasks", "system", "memory", "ablations", "diagnostics", "gates"))
 TABLES = Registry("a table", modules=TABLE_ROOMS, group="pispiral.tables")
 
 # %% ../../nbs/8_publish/00_registry.ipynb #758dc7a8

@@ -18,6 +18,7 @@ from ..evidence.history import value_at
 from ..evidence.records import SCHEMA
 from ..verdict.gates import evaluate_gates, load_gates
 from ..verdict.pairs import NotRun, Records, load_records
+from .accuracy import model_name
 from .asked import labelled
 from ..verdict.rules.ablations import asked_side_by_side, plans
 
@@ -59,7 +60,8 @@ class Results:
                 default=None
                ):
         "Return a setting of the profile, or the default where it has none."
-        return value_at(self.profile, path, default)
+        value = value_at(self.profile, path, default)
+        return model_name(value) if path.rpartition(".")[2] == "model" else value
 
 # %% ../../nbs/8_publish/05_results.ipynb #a286af1a
 def in_schema(run:dict, # run.json

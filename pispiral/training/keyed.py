@@ -7,7 +7,7 @@ __all__ = ['BUNDLES', 'HELD', 'PLAIN', 'REACH', 'PART', 'CANDIDATES', 'PROBED', 
            'LOADS', 'GRID', 'INVENTED', 'WEIGH', 'READING', 'CARD', 'TOKENS', 'RATE', 'FITTING', 'marked_texts',
            'read_kept', 'decodability', 'choose_layers', 'blank_config', 'make_loss', 'tag_table', 'told_and_asked',
            'strengths', 'told_value', 'reads', 'set_threshold', 'calibrate', 'checked_layers', 'plan_reading',
-           'prepare_memory', 'fit_memory', 'write_checkpoint', 'train_memory', 'training_plan']
+           'prepare_memory', 'steps_in', 'fit_memory', 'write_checkpoint', 'train_memory', 'training_plan']
 
 # %% ../../nbs/5_training/24_keyed.ipynb #7ec3145a
 import json
@@ -247,6 +247,10 @@ def prepare_memory(model, tok, folder, minutes, seed, quiet, changes): # (memory
     return memory, emb, part(slice(0, cut)), part(slice(cut, None))
 
 # %% ../../nbs/5_training/24_keyed.ipynb #cf435884
+def steps_in(minutes): # int
+    "How many steps are fitted in so many minutes: all from five minutes on, by a rule, so that what was begun goes on."
+    return max(20, min(STEPS, round(STEPS*minutes/5)))
+
 def fit_memory(model, tok, folder, minutes=15., seed=0, quiet=False, changes=None): # (KeyedMemory, what was seen)
     "Fit a memory for a model; what was begun in the folder is gone on with."
     folder, began = Path(folder), time.monotonic()
@@ -255,8 +259,9 @@ def fit_memory(model, tok, folder, minutes=15., seed=0, quiet=False, changes=Non
     standardise(memory, emb, *fitted[:2])
     params = {f"{n}.{k}": p for n in ("tagger", "trace") for k, p in getattr(memory, n).named_parameters()}
     score = lambda: float((tag_table(memory, emb, *held[:2])[1] > .8).float().mean())
-    curve = train(params, make_loss(memory, emb, *fitted), score, TrainConfig(steps=STEPS, lr=2e-3, weight_decay=.02,
-        eval_every=50, seed=seed), folder, recipe=memory.cfg.model_dump(mode="json"), what="fitting", quiet=quiet)
+    how = TrainConfig(steps=steps_in(minutes), lr=2e-3, weight_decay=.02, eval_every=50, seed=seed)
+    curve = train(params, make_loss(memory, emb, *fitted), score, how, folder,
+        recipe=memory.cfg.model_dump(mode="json"), what="fitting", quiet=quiet)
     tags, same, other = tag_table(memory, emb, *held[:2])
     calibrate(memory, tags)
     back = set_threshold(memory, *told_and_asked(memory, emb, *held[:2]))

@@ -36,9 +36,10 @@ class LearnedConfig(Checked):
     length: int = Field(128, ge=32)      # the longest training text, tokens
     shortest: int = Field(24, ge=16)     # tokens
     pairs: int = Field(12, ge=1)         # most facts a text
-    seed: int = Field(0, ge=0, lt=2**32) # of weights and training texts
-    train: TrainConfig = TrainConfig(steps=8000, batch=32, lr=3e-3, warmup=100, learned=.9, falling=1500,
-                                     eval_every=100)
+    seed: int = Field(0, ge=0, lt=2**24) # of weights and training texts
+    start: int = Field(0, ge=0, lt=2**8) # other weights and texts, where the start before learned nothing
+    train: TrainConfig = TrainConfig(steps=4000, batch=32, lr=3e-3, warmup=100, learned=.9, falling=1500,
+                                     give_up=True, eval_every=100)
 
     @field_validator("code")
     @classmethod
@@ -49,6 +50,11 @@ class LearnedConfig(Checked):
     def _known_task(cls, v):
         NANO_TASKS[v]
         return v
+
+    @property
+    def drawn(self): # int
+        "The seed of weights and training texts, another one for every start."
+        return self.seed + 2**24*self.start
 
     @property
     def position(self): # Code
@@ -87,7 +93,7 @@ def learned_model(cfg:LearnedConfig): # a LlamaForCausalLM on the CPU, in fp32
     "The untrained model with its code."
     shape = nano_shape(cfg)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
+        torch.manual_seed(cfg.drawn)
         model = LlamaForCausalLM(shape)
         if cfg.shift: model.model.embed_tokens = ShiftedEmbedding(VOCAB, cfg.d)
         begin(model, cfg)
@@ -138,7 +144,7 @@ def train_learned(cfg:LearnedConfig,
     "Train a nano model with its code, or go on."
     model, texts = learned_model(cfg), held_out_texts(cfg)
     loss_of = lambda step, rng: answer_loss(model, training_texts(rng, cfg))
-    how = cfg.train.model_copy(update=dict(seed=cfg.seed))
+    how = cfg.train.model_copy(update=dict(seed=cfg.drawn))
     curve = train(dict(model.named_parameters()), loss_of, lambda: accuracy_on(model, texts), how, folder,
                   cfg.model_dump(mode="json"), f"nano {cfg.position}", quiet)
     return model, curve

@@ -13,7 +13,7 @@ from typing import Callable
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -41,10 +41,16 @@ class TrainConfig(Checked):
     patience: int | None = Field(None, ge=1)     # stop after so many evaluations without a better one
     learned: float | None = Field(None, ge=0, le=1) # the rate is full up to this held-out accuracy; None: falls at once
     falling: int = Field(1000, ge=1)             # steps in which it falls then, and the last ones of all
+    give_up: bool = False                        # stop where the rate would begin to fall with nothing learned
 
     @field_validator("precision")
     @classmethod
     def _known(cls, v): return one_of(v, PRECISIONS, "a precision", name="precision")
+
+    @model_validator(mode="after")
+    def _something_to_learn(self):
+        if self.give_up and self.learned is None: raise ValueError("give_up=True needs learned: by what is it told?")
+        return self
 
     def fall(self, curve=()): # (first step, last step) at which the rate falls; curve: as `train` returns it
         "When the rate falls: from the warm-up on, or once something has been learned."
@@ -63,9 +69,10 @@ class TrainConfig(Checked):
 def enough(curve, # dicts with the held-out accuracy of each evaluation
            cfg:TrainConfig
           ):      # bool
-    "Whether the held-out accuracy is what was asked for, or has stopped growing."
+    "Whether the held-out accuracy is what was asked for, has stopped growing, or has not been learned in time."
     scores = [r["accuracy"] for r in curve]
     if not scores: return False
+    if cfg.give_up and curve[-1]["step"] >= cfg.fall()[0] and max(scores) < cfg.learned: return True
     if cfg.target is not None and scores[-1] >= cfg.target: return True
     return cfg.patience is not None and len(scores) - 1 - scores.index(max(scores)) >= cfg.patience
 

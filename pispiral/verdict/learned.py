@@ -33,8 +33,8 @@ def learned_rows(folder): # list of dicts, one a model
 # %% ../../nbs/7_verdict/26_learned.ipynb #696f7b5b
 def learned_example(way, seed, times, share, n=128): # dict, a line of learned.jsonl
     "The record of a model that nobody trained, asked in one way at one multiple."
-    return dict(key=f"{way}-{seed}", arm=way.removesuffix(" + ln n"), task="recall", shift=False, seed=seed, lr=1e-3,
-                curve=[dict(step=2500, accuracy=1., loss=.1, seconds=90.)],
+    return dict(key=f"{way}-{seed}", arm=way.removesuffix(" + ln n"), task="recall", shift=False, seed=seed, start=0,
+                lr=1e-3, steps=4000, curve=[dict(step=2500, accuracy=1., loss=.1, seconds=90.)],
                 asked=[dict(way=way, times=times, right=round(n*share), n=n)])
 
 # %% ../../nbs/7_verdict/26_learned.ipynb #47f45503

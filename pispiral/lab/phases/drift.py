@@ -24,6 +24,7 @@ from ...evidence.evaluate import ORPHAN
 from ...evidence.progress import Progress
 from ...evidence.records import Log, digest, read_log, write_log
 from ..methods import settings
+from ..trained import recorded_model
 from ...model.load import set_code
 from ...tasks.niah import niah_item
 from ...verdict.compare import seed_table
@@ -90,7 +91,7 @@ def drift_record(r, i, base, profile): # dict, a line of metrics.jsonl; base: Ro
                 em=None,
                 f1=None, rouge=None, ppl=float(np.exp(r["losses"][i])), reference_ppl=float(np.exp(base["losses"][i])),
                 reference=base["label"], seed=r["text"], runtime=round(r["seconds"]/len(r["losses"]), 3),
-                model=profile.model, n=width, window=r["window"], config_hash=r["key"])
+                model=recorded_model(profile.model), n=width, window=r["window"], config_hash=r["key"])
 
 # %% ../../../nbs/9_lab/09_phases_drift.ipynb #780076c5
 def drift_records(profile, rows, folder): # list of dicts, the lines of metrics.jsonl

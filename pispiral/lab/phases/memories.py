@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['OF_LARGE', 'lists_of', 'profile_of', 'wanting', 'weights_for', 'train_memory', 'make_memory', 'training_text',
-           'to_train', 'training_notes', 'with_value', 'without', 'ready', 'prepare_memories']
+           'to_train', 'training_notes', 'with_value', 'without', 'ready', 'prepare_memories', 'take_over_held']
 
 # %% ../../../nbs/9_lab/26_phases_memories.ipynb #ffd99693
+from ...evidence.records import read_log, write_log
 from ..methods import large_profile
 from .large import config_of
+from ..places import repository
 from ..profiles import METHOD_LISTS, list_at
-from ..trained import AUTO, packaged_memory, run_memory, wished
+from ..trained import AUTO, packaged_memory, recorded_model, run_memory, wished
 from ...memory.checkpoint import derive_memory
 from ...model.load import best_device, dtype_for
+from ...publish.tables.memory import HELD
 
 # %% ../../../nbs/9_lab/26_phases_memories.ipynb #c1b09f5d
 OF_LARGE = {"large.medium.methods": "medium", "large.heavy.methods": "heavy"}
@@ -42,7 +45,7 @@ def train_memory(model, tok, folder, profile, wish):
     "Fit a memory within the profile's minutes."
     from pispiral.training.keyed import train_memory as fit # what only a run without a packaged memory needs
     fit(model, tok, folder, minutes=profile.memory.minutes, seed=profile.seed, changes=wish,
-        notes=dict(model=profile.model))
+        notes=dict(model=recorded_model(profile.model)))
 
 def make_memory(model, tok, profile, word): # text
     "Make the memory that a word means, in the run's folder, and say how."
@@ -106,3 +109,13 @@ def prepare_memories(phase, model, tok, which=None): # None
         except (ValueError, ArithmeticError) as e: phase.not_run(f"memory: {word} for {here.model}", str(e))
     phase.profile, left_out = ready(phase.profile, which)
     for what, why in left_out: phase.not_run(what, why)
+
+# %% ../../../nbs/9_lab/26_phases_memories.ipynb #7c000002
+def take_over_held(profile, # its `held.records`, below the repository
+                   run      # runs/<run_id>
+                  ):        # list of dicts; empty: no such study, or no memory packaged for the model
+    "Copy the records of a profile's study of its model's memory into phase 3's folder."
+    if profile.held.records is None or packaged_memory(profile.model) is None: return []
+    rows = read_log(repository()/profile.held.records/"answers.jsonl")
+    if rows: write_log(run/HELD, rows)
+    return rows

@@ -19,6 +19,7 @@ from ...evidence.profiling import Shape, reading_work, seconds_for
 from ...evidence.ram import memory_parts, shortage
 from ...evidence.streams import CONTROL, stream_ids, stream_or_why
 from ..methods import machine_of
+from ..trained import recorded_model
 from ...model.load import load_model, set_memory, set_code
 from ...model.shapes import random_model
 from ...model.standins import stands_in
@@ -110,7 +111,7 @@ def streamed(phase, model, tok, # None: random tokens
     if why is None:
         set_code(model, method.code, method.window, method.sinks)
         set_memory(model, method.memory)
-        about |= dict(model=name or p.model, mode=label, dtype=str(model.dtype)[6:])
+        about |= dict(model=recorded_model(name or p.model), mode=label, dtype=str(model.dtype)[6:])
         ids, laps = stream_text(model, tok, last + 1)
         progress = Progress(last, f"{label} to {last:,} tokens")
         rows, why = stream_or_why(model, ids, lengths, phase.folder/log, {**about, "laps": laps}, p.chunk,

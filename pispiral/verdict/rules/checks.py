@@ -68,6 +68,7 @@ def seeds_scope(profile, # nested
     "Return why a profile's key settings cannot have their seeds, if they cannot."
     n = value_at(profile, "repeats.seeds")
     why = lacking_methods(profile, "repeats.methods", modes)
+    if value_at(profile, "repeats.lengths") == []: why = "repeats.lengths names no key setting"
     if n is not None and n < min_seeds: why = f"repeats.seeds is {n}: the plan asks for {min_seeds}"
     return Scope(why)
 

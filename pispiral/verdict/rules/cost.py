@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTROL', 'STREAMS', 'cost_rows', 'windowed_rows', 'reaches', 'change_verdict', 'growth_text', 'judge_series',
-           'control_verdict', 'flat_scope', 'flat']
+           'control_verdict', 'no_control', 'flat_scope', 'flat']
 
 # %% ../../../nbs/7_verdict/14_rules_cost.ipynb #3e380cb1
 import pandas as pd
@@ -113,6 +113,15 @@ def control_verdict(rec, # records
 # %% ../../../nbs/7_verdict/14_rules_cost.ipynb #eda088eb
 STREAMS = {2: "streams.lengths", 3: "spans.lengths", 5: "large.heavy.stream_lengths"} # phase -> lengths in the profile
 
+def no_control(profile, # nested
+               phase # of the gate
+              ) -> str: # why there is no control, or nothing
+    "Return why neither a phase nor phase 2 streams over an unbounded cache."
+    paths = [STREAMS[n].rpartition(".")[0] + ".control" for n in dict.fromkeys((phase, 2))]
+    found = [value_at(profile, path) for path in paths]
+    if any(v is None or len(v) >= 3 for v in found): return ""
+    return f"{' and '.join(paths)} name fewer than three lengths: a test without its control shows nothing"
+
 def flat_scope(profile, # nested
                phase, # of the gate
                column, harm, at_most, from_length, to_length, alpha # thresholds
@@ -120,6 +129,7 @@ def flat_scope(profile, # nested
     "Return why a profile's stream cannot decide a claim of flatness, if it cannot."
     lengths = value_at(profile, STREAMS[phase]) or ()
     if len(lengths) < 3: return Scope(f"{STREAMS[phase]} names {len(lengths)} lengths: a slope needs three")
+    if why := no_control(profile, phase): return Scope(why)
     if reaches(min(lengths), max(lengths), from_length, to_length): return Scope()
     claim = f"from {from_length} to {to_length}" if from_length else "a doubling of the length"
     return Scope(f"{STREAMS[phase]} goes from {min(lengths)} to {max(lengths)} tokens: the claim is {claim}")
